@@ -1,0 +1,31 @@
+"""The errors that pgnotifier raises of its own; errors of the server stay `psycopg.Error`. No logic."""
+
+import psycopg
+
+
+class NotifierError(Exception):
+    """Root of the library's own errors. Each text names the value and the limit."""
+
+
+class InvalidChannel(NotifierError, ValueError):
+    """A channel name that PostgreSQL cannot hold as given; nothing was changed."""
+
+
+class _KeyError(NotifierError, KeyError):
+    __str__ = Exception.__str__  # KeyError would show the repr of the text
+
+
+class UnknownChannel(_KeyError):
+    """Muting or unmuting a channel that is not registered; nothing was changed."""
+
+
+class UnknownSubscriber(_KeyError):
+    """Muting or unmuting a subscription that is not registered; nothing was changed."""
+
+
+class PayloadTooLong(NotifierError, ValueError):
+    """A payload of 8,000 bytes or more, which PostgreSQL refuses; nothing was sent."""
+
+
+class CannotListen(NotifierError, psycopg.OperationalError):
+    """The session cannot hold a LISTEN: a standby, or a pooler in transaction mode."""

@@ -1,0 +1,244 @@
+"""Pure: what the user wants, as one immutable value, and functions from registry to registry (contract 3).
+
+Every function returns the registry it was given where there is nothing to do, so `new is old` means: no change.
+A change costs the same however much else is registered: `valid` and `open` are kept up with each step.
+No threads, no I/O; arguments have been checked by the caller, but for what only the registry can know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyrsistent import PMap, PVector, pmap, pvector
+
+from .errors import InvalidChannel, UnknownChannel, UnknownSubscriber
+from .maps import assoc_in, dissoc_in, filterkv
+
+SYSCHAN = "PGNOTIFIER"
+MAX_CHANNEL_BYTES = 63
+
+Callback = Callable[[Any, str, Any, int], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subscription:
+    """One id on one channel."""
+
+    fn: Callback
+    mute: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channel:
+    """One channel: `open` counts its unmuted subscribers."""
+
+    mute: bool = False
+    subscribers: PMap[Hashable, Subscription] = pmap()
+    open: int = 0
+
+    @property
+    def valid(self) -> bool:
+        return not self.mute and self.open > 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Registry:
+    """`ids` maps an id to its latest callback and channels; `valid` holds the names of the valid channels."""
+
+    channels: PMap[str, Channel] = pmap()
+    ids: PMap[Hashable, PMap[str, Any]] = pmap()
+    valid: PMap[str, bool] = pmap()
+
+
+EMPTY = Registry()
+
+
+def check_channel(name: object) -> str:
+    """Return `name` where PostgreSQL can hold it exactly as given (contract 12)."""
+    if not isinstance(name, str):
+        raise TypeError(f"a channel name must be a str, not {type(name).__name__}: {name!r:.100}")
+    if not name:
+        raise InvalidChannel("a channel name must not be empty: ''")
+    if "\0" in name:
+        raise InvalidChannel(f"a channel name must not hold NUL: {name!r:.100}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidChannel(f"a channel name must not hold a lone surrogate: {name!r:.100}") from None
+    if size > MAX_CHANNEL_BYTES:
+        raise InvalidChannel(
+            f"a channel name must be at most {MAX_CHANNEL_BYTES} bytes in UTF-8, not {size}: {name!r:.100}"
+        )
+    return str(name)
+
+
+def check_channels(channels: object) -> tuple[str, ...]:
+    """Return the names as a tuple without repetitions: one `str`, or an iterable of `str`."""
+    if isinstance(channels, str):
+        return (check_channel(channels),)
+    if isinstance(channels, bytes) or not isinstance(channels, Iterable):
+        raise TypeError(f"channels must be a str or an iterable of str, not {channels!r:.100}")
+    return tuple(dict.fromkeys(check_channel(c) for c in channels))
+
+
+def check_id(id: object) -> Hashable:
+    """Return `id` where it can be a key."""
+    try:
+        hash(id)
+    except TypeError:
+        raise TypeError(f"a subscriber id must be hashable, not {type(id).__name__}: {id!r:.100}") from None
+    return id
+
+
+def _put(reg: Registry, name: str, entry: Channel | None) -> Registry:
+    """`reg` with that entry for `name` (None: without one), and `valid` to match."""
+    if entry is None:
+        channels = reg.channels.discard(name)
+    else:
+        channels = assoc_in(reg.channels, [name], entry)
+    was, now = name in reg.valid, entry is not None and entry.valid and name != SYSCHAN
+    valid = reg.valid if was == now else reg.valid.set(name, True) if now else reg.valid.discard(name)
+    return replace(reg, channels=channels, valid=valid)
+
+
+def _forget(reg: Registry, id: Hashable, name: str) -> Registry:
+    """`reg` with the id's record rid of that channel, and of itself with the last one."""
+    ids = dissoc_in(reg.ids, [id, "channels", name])
+    if not ids[id]["channels"]:
+        ids = dissoc_in(ids, [id])
+    else:
+        # "latest fn" is the latest of those that are left
+        left = ids[id]["channels"]
+        if ids[id]["latest"] == name:
+            latest = max(left, key=left.__getitem__)
+            ids = assoc_in(ids, [id, "latest"], latest)
+    return replace(reg, ids=ids)
+
+
+def add_channels(reg: Registry, names: Iterable[str]) -> Registry:
+    for name in names:
+        if name not in reg.channels:
+            reg = _put(reg, name, Channel())
+    return reg
+
+
+def remove_channels(reg: Registry, names: Iterable[str]) -> Registry:
+    for name in names:
+        entry = reg.channels.get(name)
+        if entry is not None:
+            for id in entry.subscribers:
+                reg = _forget(reg, id, name)
+            reg = _put(reg, name, None)
+    return reg
+
+
+def subscribe(reg: Registry, id: Hashable, name: str, fn: Callback, serial: int) -> Registry:
+    """`serial` grows with each call; it tells which callback of an id is the latest."""
+    entry = reg.channels.get(name, Channel())
+    old = entry.subscribers.get(id)
+    sub = Subscription(fn) if old is None else replace(old, fn=fn)
+    grown = replace(entry, subscribers=assoc_in(entry.subscribers, [id], sub), open=entry.open + (old is None))
+    reg = _put(reg, name, grown)
+    ids = assoc_in(reg.ids, [id, "channels", name], serial)
+    return replace(reg, ids=assoc_in(ids, [id, "latest"], name))
+
+
+def unsubscribe(reg: Registry, id: Hashable, name: str) -> Registry:
+    entry = reg.channels.get(name)
+    sub = None if entry is None else entry.subscribers.get(id)
+    if entry is None or sub is None:
+        return reg
+    left = replace(entry, subscribers=dissoc_in(entry.subscribers, [id]), open=entry.open - (not sub.mute))
+    return _forget(_put(reg, name, left), id, name)
+
+
+def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Registry:
+    """No names: all channels but SYSCHAN. Raises UnknownChannel, nothing changed."""
+    new = reg
+    for name in tuple(names) or [c for c in reg.channels if c != SYSCHAN]:
+        entry = new.channels.get(name)
+        if entry is None:
+            raise UnknownChannel(f"channel {name!r} is not registered")
+        if entry.mute != mute:
+            new = _put(new, name, replace(entry, mute=mute))
+    return new
+
+
+def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: bool) -> Registry:
+    """No names: every channel of the id. Raises UnknownSubscriber or UnknownChannel, nothing changed."""
+    if id not in reg.ids:
+        raise UnknownSubscriber(f"subscriber {id!r:.100} is not registered")
+    new = reg
+    for name in tuple(names) or tuple(reg.ids[id]["channels"]):
+        entry = new.channels.get(name)
+        if entry is None:
+            raise UnknownChannel(f"channel {name!r} is not registered")
+        sub = entry.subscribers.get(id)
+        if sub is None:
+            raise UnknownSubscriber(f"subscriber {id!r:.100} is not registered on channel {name!r}")
+        if sub.mute != mute:
+            subs = assoc_in(entry.subscribers, [id], replace(sub, mute=mute))
+            new = _put(new, name, replace(entry, subscribers=subs, open=entry.open + (-1 if mute else 1)))
+    return new
+
+
+def valid_channels(reg: Registry) -> PVector[str]:
+    """The channels that should be listened to, sorted; SYSCHAN is not among them."""
+    return pvector(sorted(reg.valid))
+
+
+def callback(reg: Registry, id: Hashable, name: str) -> Callback | None:
+    """What to call for that id on that channel now: None where it is gone or muted."""
+    entry = reg.channels.get(name)
+    if entry is None or entry.mute:
+        return None
+    sub = entry.subscribers.get(id)
+    return None if sub is None or sub.mute else sub.fn
+
+
+def audience(entry: Channel | None) -> tuple[Hashable, ...]:
+    """The ids to be called for a notification on a channel with that entry."""
+    if entry is None or not entry.valid:
+        return ()
+    return tuple(filterkv(entry.subscribers, lambda _, sub: not sub.mute))
+
+
+def channels_dict(reg: Registry, active: Iterable[str]) -> dict[str, dict[str, Any]]:
+    live = set(active)
+    return {
+        name: {
+            "mute": entry.mute,
+            "active": name in live,
+            "subscribers": {id: {"fn": sub.fn, "mute": sub.mute} for id, sub in entry.subscribers.items()},
+        }
+        for name, entry in reg.channels.items()
+    }
+
+
+def subscribers_dict(reg: Registry, active: Iterable[str]) -> dict[Hashable, dict[str, Any]]:
+    live = set(active)
+
+    def row(id: Hashable, name: str) -> dict[str, Any]:
+        entry = reg.channels[name]
+        sub = entry.subscribers[id]
+        return {"fn": sub.fn, "active": name in live, "mute": entry.mute, "sub_mute": sub.mute}
+
+    return {
+        id: {
+            "fn": reg.channels[record["latest"]].subscribers[id].fn,
+            "channels": {name: row(id, name) for name in record["channels"]},
+        }
+        for id, record in reg.ids.items()
+    }
+
+
+def ids_by_channel(reg: Registry, names: Iterable[str], mute: bool) -> dict[str, list[Hashable]]:
+    """`{channel: [ids]}` of the subscribers whose own mute state is `mute`; no names: every channel."""
+    wanted = tuple(names) or tuple(reg.channels)
+    return {
+        name: [id for id, sub in reg.channels[name].subscribers.items() if sub.mute == mute]
+        for name in wanted
+        if name in reg.channels
+    }
