@@ -1,0 +1,40 @@
+"""What the process does to notifiers: its end, and fork (contract 11)."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+from typing import Any
+from weakref import WeakSet
+
+_alive: WeakSet[Any] = WeakSet()
+
+
+def watch(notifier: Any) -> None:
+    """Stop `notifier` at the interpreter's end, and in forked children."""
+    _alive.add(notifier)
+
+
+def _at_exit() -> None:
+    # Runs after the wait for non-daemon threads; all of ours are daemons, so it runs when the main thread ends.
+    try:
+        for notifier in list(_alive):
+            if not notifier.daemon and getattr(sys, "last_type", None) is not KeyboardInterrupt:
+                notifier.wait()
+    except KeyboardInterrupt:
+        pass
+    for notifier in list(_alive):
+        with contextlib.suppress(KeyboardInterrupt, Exception):
+            notifier.stop(timeout=0.5)
+
+
+def _in_child() -> None:
+    for notifier in list(_alive):
+        notifier._forked()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,52 @@
+"""One connection for sending, opened when first used (contract 13)."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psycopg
+
+from .errors import PayloadTooLong
+from .payload import encode
+from .session import Source, connect
+
+MAX_PAYLOAD_BYTES = 7999
+
+
+class Sender:
+    """Sends one notification at a time; safe from any thread."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._conn: psycopg.Connection[Any] | None = None
+        self._lock = threading.Lock()
+
+    def send(self, channel: str, payload: object) -> None:
+        """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`."""
+        text = payload if isinstance(payload, str) else encode(payload)
+        if "\0" in text:
+            raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
+        size = len(text.encode())
+        if size > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLong(f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {size}")
+        with self._lock:
+            conn = self._conn
+            if conn is None or conn.closed:
+                conn = self._conn = connect(self._source)
+            try:
+                conn.execute("SELECT pg_notify(%s, %s)", (channel, text))
+            except psycopg.OperationalError:
+                conn.close()
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's connection."""
+        self._conn = None
+        self._lock = threading.Lock()
