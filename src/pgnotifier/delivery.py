@@ -49,9 +49,7 @@ class Mailbox:
 class Delivery:
     """`workers` threads, started with `start` and ended with `stop`."""
 
-    def __init__(
-        self, workers: int, decode: Callable[[str], Any], reg: Registry, fatal: Callable[[], None]
-    ) -> None:
+    def __init__(self, workers: int, decode: Callable[[str], Any], reg: Registry, fatal: Callable[[], None]) -> None:
         self._decode = decode
         self._fatal = fatal
         self.delivered = 0
@@ -85,9 +83,7 @@ class Delivery:
         with self._changed:
             if not self._running:
                 return
-            self._view = registry.remove_channels(
-                self._view, [c for c in self._view.channels if c != SYSCHAN]
-            )
+            self._view = registry.remove_channels(self._view, [c for c in self._view.channels if c != SYSCHAN])
         self.post_event(event)
         with self._changed:
             self._running = False
@@ -194,9 +190,7 @@ class Delivery:
         except Exception as error:
             logger.exception("subscriber %r failed on channel %r", box.id, channel)
             if channel != SYSCHAN:
-                self.post_event(
-                    {"event": "callback_failed", "id": box.id, "channel": channel, "error": repr(error)}
-                )
+                self.post_event({"event": "callback_failed", "id": box.id, "channel": channel, "error": repr(error)})
             return False
         return True
 

@@ -166,10 +166,11 @@ class Notifier:
     def start(self) -> None:
         """Bring the listener into being where there is none; on a running one apply what is pending."""
         with self._changing:
-            if self._session is None:
-                self.__connect()
-            else:
+            if self.is_running():
                 self.__maybe_restart()
+            else:
+                self.__maybe_stop()  # what is left of a session that was lost
+                self.__connect()
 
     def restart(self) -> None:
         """As `start`."""
@@ -271,7 +272,8 @@ class Notifier:
         session = Session(self._source)
         try:
             session.listen({self.SYSCHAN, *self.__valid_chans()})
-            delivery = Delivery(self._workers, self._decode, self._registry, self.__fatal)
+            # The workers outlive a lost session: what it brought is still delivered.
+            delivery = self._delivery or Delivery(self._workers, self._decode, self._registry, self.__fatal)
         except BaseException:
             session.close()
             raise

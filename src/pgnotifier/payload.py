@@ -14,9 +14,7 @@ import warnings
 from _thread import allocate_lock
 from typing import Any, NoReturn
 
-MAX_DEPTH = (
-    64  # containers within containers; Python's own parser gives up not far above (memory, not syntax)
-)
+MAX_DEPTH = 64  # containers within containers; Python's own parser gives up not far above (memory, not syntax)
 
 _JSON_SPACE = " \t\n\r"
 # Only these can make Python's tokenizer warn: an unknown escape, or a number that runs into a keyword.
@@ -28,7 +26,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-_scan_json = json.JSONDecoder(parse_constant=_refuse_constant).scan_once
+_scan_json = json.JSONDecoder(parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
 _dump_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -135,7 +133,5 @@ def _literal(value: Any) -> str:
 
 def _quote(text: str) -> str:
     # Single quotes always: in double quotes decode would read JSON, which joins two adjacent surrogates.
-    inner = "".join(
-        c if c.isprintable() and c not in "\\'" else c.encode("unicode_escape").decode() for c in text
-    )
+    inner = "".join(c if c.isprintable() and c not in "\\'" else c.encode("unicode_escape").decode() for c in text)
     return "'" + inner.replace("'", "\\'") + "'"

@@ -133,7 +133,5 @@ class Session:
 def _refusal(result: Any) -> psycopg.Error:
     error = error_from_result(result, encoding="utf-8")
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.ObjectNotInPrerequisiteState):
-        return CannotListen(
-            f"{error}; a standby cannot listen: connect to the primary (target_session_attrs)"
-        )
+        return CannotListen(f"{error}; a standby cannot listen: connect to the primary (target_session_attrs)")
     return error
