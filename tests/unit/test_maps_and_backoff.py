@@ -28,7 +28,15 @@ def test_backoff_is_bounded_and_grows() -> None:
     assert tops[-1] == 30
 
 
-FLOORS = ["errors gap maps payload backoff", "registry", "session delivery", "listener sender lifecycle", "notifier"]
+FLOORS = [
+    "errors gap maps payload backoff",
+    "registry",
+    "session delivery",
+    "listener sender lifecycle",
+    "notifier",
+    "demo",
+    "cli",
+]
 FORBIDDEN = {"threading", "time", "random", "logging", "socket", "asyncio", "psycopg"}
 
 

