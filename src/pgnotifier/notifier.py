@@ -196,7 +196,9 @@ class Notifier:
             self._delivered += delivery.delivered
             self._failed += delivery.failed
         self._sender.close()
-        self._stopped.set()
+        with self._changing:
+            if self._session is None:  # nobody has started it again meanwhile
+                self._stopped.set()
 
     def is_running(self) -> bool:
         """True from construction or `start()` until `stop()`, or until the listener has ended."""
@@ -260,6 +262,10 @@ class Notifier:
             self.__lost(error)
             self.__publish(new)
             return
+        except BaseException as error:
+            if not isinstance(error, psycopg.Error):  # Ctrl-C in mid-command: what follows on it is undefined
+                session.abort()
+            raise
         finally:
             if not self._stopped.is_set():
                 self._restarts += 1
