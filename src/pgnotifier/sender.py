@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 from typing import Any
 
 import psycopg
 
 from .errors import PayloadTooLong
 from .payload import encode
-from .session import Source, connect
+from .session import ANSWER_TIMEOUT, Source, answer, connect
 
 MAX_PAYLOAD_BYTES = 7999
 
@@ -35,8 +36,11 @@ class Sender:
             if conn is None or conn.closed:
                 conn = self._conn = connect(self._source)
             try:
-                conn.execute("SELECT pg_notify(%s, %s)", (channel, text))
-            except psycopg.OperationalError:
+                conn.pgconn.send_query_params(b"SELECT pg_notify($1, $2)", [channel.encode(), text.encode()])
+                answer(conn, monotonic() + ANSWER_TIMEOUT, conn.close)
+            except psycopg.DataError:
+                raise  # the server refused this one; the connection is as it was
+            except BaseException:
                 conn.close()
                 raise
 

@@ -103,31 +103,41 @@ class Session:
             into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
 
     def _execute(self, sql: bytes) -> None:
-        """Run `sql` over psycopg's `pq` layer: a wait with a deadline that `abort` can end."""
-        pgconn = self._conn.pgconn
-        deadline = monotonic() + ANSWER_TIMEOUT
-        pgconn.send_query(sql)
-        refused: psycopg.Error | None = None
-        while True:
-            unsent = pgconn.flush()
-            while not pgconn.is_busy():
-                result = pgconn.get_result()
-                if result is None:
-                    self._take(self._arrived)
-                    if pgconn.status == pq.ConnStatus.BAD:
-                        raise psycopg.OperationalError("the connection was lost during LISTEN") from refused
-                    if refused is not None:
-                        raise refused
-                    return
-                if result.status == pq.ExecStatus.FATAL_ERROR and refused is None:
-                    refused = _refusal(result)
-            poll = select.poll()
-            poll.register(self.fileno, select.POLLIN | (select.POLLOUT if unsent else 0))
-            left = deadline - monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                self.abort()
-                raise psycopg.OperationalError(f"no answer from the server within {ANSWER_TIMEOUT:g} seconds")
-            pgconn.consume_input()
+        try:
+            self._conn.pgconn.send_query(sql)
+            answer(self._conn, monotonic() + ANSWER_TIMEOUT, self.abort)
+        finally:
+            if self._conn.pgconn.status == pq.ConnStatus.OK:
+                self._take(self._arrived)
+
+
+def answer(conn: psycopg.Connection[Any], deadline: float, late: Callable[[], None]) -> None:
+    """Wait for the whole answer to a query that was sent, until `deadline` (monotonic); then `late()` is called.
+
+    psycopg's own wait has no deadline that a silent network cannot outlast. Raises what the server refused, or
+    `psycopg.OperationalError` where there is no answer.
+    """
+    pgconn = conn.pgconn
+    refused: psycopg.Error | None = None
+    poll = select.poll()
+    while True:
+        unsent = pgconn.flush()
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                if pgconn.status == pq.ConnStatus.BAD:
+                    raise psycopg.OperationalError("the connection was lost") from refused
+                if refused is not None:
+                    raise refused
+                return
+            if result.status == pq.ExecStatus.FATAL_ERROR and refused is None:
+                refused = _refusal(result)
+        poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
+        left = deadline - monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            late()
+            raise psycopg.OperationalError(f"no answer from the server within {ANSWER_TIMEOUT:g} seconds")
+        pgconn.consume_input()
 
 
 def _refusal(result: Any) -> psycopg.Error:
