@@ -1,4 +1,4 @@
-"""Pure: how long to wait before connecting again. The caller brings the attempt and the random number."""
+"""Pure: how long to wait before connecting again. The caller brings attempts, seconds and the random number."""
 
 
 def delay(attempt: int, least: float, most: float, random: float) -> float:
@@ -8,3 +8,12 @@ def delay(attempt: int, least: float, most: float, random: float) -> float:
     """
     ceiling = min(most, least * 2.0 ** min(attempt, 64))
     return least + (max(ceiling, least) - least) * random
+
+
+def next_attempt(attempt: int, lived: float, least: float, most: float) -> int:
+    """The attempt to count next, after a connection made by `attempt` lived for `lived` seconds.
+
+    A connection that outlived the longest wait before it has proved itself, and counting begins anew; one that
+    failed at once has not, so that a server that takes connections and ends them is not called in a tight circle.
+    """
+    return 1 if lived > delay(attempt + 1, least, most, 1.0) else attempt + 1

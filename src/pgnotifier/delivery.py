@@ -1,214 +1,337 @@
-"""Mailboxes and the workers that drain them: the only caller of user code (contract 4 and 8).
+"""From batches to mailboxes to workers (contract 4, 8 and 9). User code is called by `calls` alone.
 
-The listener thread posts whole batches; one worker at a time holds a mailbox, so that one subscriber id never
-runs on two at once.
+The listener thread posts and never waits for user code, but for a full mailbox, within limits. A mailbox with
+something in it stands in the queue of the ready once; whoever has its claim gives it a turn.
 """
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from datetime import datetime
 from time import monotonic
 from typing import Any
 
+from pyrsistent import PMap, pmap
+
 from . import registry
-from .registry import EMPTY, SYSCHAN, Callback, Registry
+from .calls import Calls, logger
+from .mailbox import Event, Mailbox, Shared
+from .registry import SYSCHAN, Channel, Registry, Touched
+from .session import now
+from .workers import Workers
 
-logger = logging.getLogger("pgnotifier")
-
-SLICE = 256  # notifications of one mailbox before another has its turn
-
-_UNDECODED: Any = object()
-_FAILED: Any = object()
-
-
-class Message:
-    """One notification; its payload is decoded once, by the first worker that needs it."""
-
-    __slots__ = ("channel", "lock", "pid", "text", "value")
-
-    def __init__(self, channel: str, text: str, pid: int, lock: Any, value: Any = _UNDECODED) -> None:
-        self.channel, self.text, self.pid, self.lock, self.value = channel, text, pid, lock, value
+NOTHING: PMap[str, bool] = pmap()
+ANNOUNCE = 1.0  # seconds between two events that tell of one mailbox's overflow
 
 
-class Mailbox:
-    """What waits for one id. `claimed` under the lock of Delivery: it is in the ready queue or on a worker."""
+class _Route:
+    """Where a channel's notifications go, as long as the registry has that entry for it."""
 
-    __slots__ = ("claimed", "fns", "id", "items", "seen")
+    __slots__ = ("boxes", "entry", "latest")
 
-    def __init__(self, id: Hashable) -> None:
-        self.id = id
-        self.items: deque[Message] = deque()
-        self.claimed = False
-        self.seen: Registry = EMPTY  # the registry that `fns` was read from
-        self.fns: dict[str, Callback | None] = {}
+    def __init__(self, entry: Channel, boxes: tuple[Mailbox, ...], latest: tuple[Mailbox, ...]) -> None:
+        self.entry, self.boxes, self.latest = entry, boxes, latest
 
 
 class Delivery:
-    """`workers` threads, started with `start` and ended with `stop`."""
+    """Mailboxes for good, and workers from `start` to `stop`."""
 
-    def __init__(self, workers: int, decode: Callable[[str], Any], reg: Registry, fatal: Callable[[], None]) -> None:
-        self._decode = decode
-        self._fatal = fatal
-        self.delivered = 0
-        self.failed = 0
-        self._changed = threading.Condition()
+    def __init__(
+        self, workers: int, max_pending: int, decode: Callable[[str], Any], fatal: Callable[[], None]
+    ) -> None:
+        self._count, self._max_pending = workers, max_pending
+        self._calls = Calls(decode, self.event, fatal)
+        self._workers = Workers(workers, self._run, self._through)
+        self._calls.released = self._workers.release
         self._boxes: dict[Hashable, Mailbox] = {}
-        self._ready: deque[Mailbox] = deque()
-        self._running = True
+        self._boxes_lock = threading.Lock()
+        self._routes: dict[str, _Route] = {}
+        self._routed: tuple[Registry | None, dict[str, _Route | None]] = (None, {})  # as of that registry
+        self._room = threading.Condition()
+        self._active: PMap[str, bool] = NOTHING
         self._decoding = tuple(threading.Lock() for _ in range(8))
-        self._next_lock = 0
-        self._view = reg
-        self._routes: dict[str, tuple[Any, tuple[Mailbox, ...]]] = {}
-        self._threads = [
-            threading.Thread(target=self._work, name=f"pgnotifier-worker-{number}", daemon=True)
-            for number in range(1, workers + 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._left = [0, 0, 0]  # delivered, failed, dropped of mailboxes that are no more
 
-    def publish(self, reg: Registry) -> None:
-        """From now on calls follow `reg`; ignored once `stop` was called."""
-        with self._changed:
-            if self._running:
-                self._view = reg
+    # -- what is wanted, and what is heard -----------------------------------------------------------------
 
-    def stop(self, event: dict[str, Any], timeout: float) -> None:
-        """No call but of SYSCHAN's subscribers with `event` begins after this, and none after it returned.
+    def publish(
+        self,
+        reg: Registry,
+        touched: Sequence[Touched],
+        active: PMap[str, bool],
+        changed: Iterable[str],
+        well: datetime,
+    ) -> None:
+        """From now on calls follow `reg`, in which `touched` may be new; `active` is listened to.
 
-        Running ones may finish, for `timeout` seconds at most. On one of the workers it does not wait.
+        That is new for the channels in `changed`. All before `well` has been received.
         """
-        with self._changed:
-            if not self._running:
-                return
-            self._view = registry.remove_channels(self._view, [c for c in self._view.channels if c != SYSCHAN])
-        self.post_event(event)
-        with self._changed:
-            self._running = False
-            self._changed.notify_all()
-        if self.on_worker():
-            return
-        deadline = monotonic() + timeout
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - monotonic()))
-        self._view = EMPTY
+        calls = self._calls
+        with calls.telling:
+            self._active = active
+            ready = self._follow(reg, [*touched, *((name, None) for name in changed)], well)
+            old = calls.view
+            if self._workers.running:
+                calls.view = reg
+        self._workers.offer(ready)
+        for name, ids in touched:
+            if name not in reg.channels:
+                self._routes.pop(name, None)
+            self._forget(reg, ids if ids is not None or name in reg.channels else _subscribers(old, name))
 
-    def on_worker(self) -> bool:
-        """Whether the calling thread is one of these workers, that is, inside a callback."""
-        return threading.current_thread() in self._threads
+    def connected(self, active: PMap[str, bool], well: datetime) -> None:
+        """`active` is listened to, and nothing that came on this session has been posted yet."""
+        with self._calls.telling:
+            self._active = active
+            ready = self._follow(self._calls.view, self._calls.hearing.channels(), well)
+        self._workers.offer(ready)
 
-    def pending(self) -> int:
-        return sum(len(box.items) for box in tuple(self._boxes.values()))
+    def disconnected(self, well: datetime, error: str) -> None:
+        """Nothing is heard any more; all before `well` has been received."""
+        with self._calls.telling:
+            self._active = NOTHING
+            self._calls.hearing.lose("connection", lambda _: well, now(), error)
 
-    def post(self, batch: Iterable[Any]) -> None:
-        """Hand over what has arrived. On the listener thread; never waits for user code."""
-        view = self._view
-        boxes: dict[Mailbox, None] = {}
-        for n in batch:
-            entry = view.channels.get(n.channel)
-            cached = self._routes.get(n.channel)
-            if cached is None or cached[0] is not entry:
-                cached = (entry, tuple(self._box(id) for id in registry.audience(entry)))
-                self._routes[n.channel] = cached
-            if cached[1]:
-                self._next_lock = (self._next_lock + 1) % len(self._decoding)
-                message = Message(n.channel, n.payload, n.pid, self._decoding[self._next_lock])
-                for box in cached[1]:
-                    box.items.append(message)
-                    boxes[box] = None
-        self._wake(boxes)
+    def _follow(self, reg: Registry, touched: Iterable[Touched], well: datetime) -> list[Mailbox]:
+        def since(id: Hashable) -> datetime:
+            box = self._boxes.get(id)
+            return well if box is None else box.oldest(well)
 
-    def post_event(self, event: dict[str, Any]) -> None:
-        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. From any thread."""
-        entry = self._view.channels.get(SYSCHAN)
-        message = Message(SYSCHAN, "", 0, None, event)
-        boxes = [self._box(id) for id in registry.audience(entry)]
-        for box in boxes:
-            box.items.append(message)
-        self._wake(boxes)
+        ready = []
+        for id, telling in self._calls.hearing.follow(reg, self._active, touched, since, now()):
+            box = self._box(id)
+            box.put([telling], well)
+            ready.append(box)
+        return ready
+
+    def _forget(self, reg: Registry, ids: Iterable[Hashable] | None) -> None:
+        """Let go of the mailboxes of those that are subscribed nowhere any more."""
+        for id in ids or ():
+            box = self._boxes.get(id)
+            if box is None:
+                continue
+            box.leaving = id not in reg.ids
+            # A claim that is taken here is never given back. One that is held elsewhere ends in _release.
+            if box.leaving and box.claim.acquire(False):
+                self._remove(box)
+
+    def _remove(self, box: Mailbox) -> None:
+        with self._boxes_lock:
+            if self._boxes.get(box.id) is box:
+                del self._boxes[box.id]
+                for n, count in enumerate((box.delivered, box.failed, box.dropped)):
+                    self._left[n] += count
 
     def _box(self, id: Hashable) -> Mailbox:
-        return self._boxes.get(id) or self._boxes.setdefault(id, Mailbox(id))
+        box = self._boxes.get(id)
+        if box is None:
+            with self._boxes_lock:
+                box = self._boxes.setdefault(id, Mailbox(id, self._max_pending))
+        return box
 
-    def _wake(self, boxes: Iterable[Mailbox]) -> None:
-        with self._changed:
-            if not self._running:
-                return  # the workers may be gone
-            for box in boxes:
-                if not box.claimed:
-                    box.claimed = True
-                    self._ready.append(box)
-            self._changed.notify(len(self._ready))
+    # -- from the listener thread --------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while self._running and not self._ready:
-                    self._changed.wait()
-                if not self._ready:
-                    return
-                box = self._ready.popleft()
-            delivered = failed = 0
-            items = box.items
-            for _ in range(min(SLICE, len(items))):
-                try:
-                    outcome = self._call(box, items.popleft())
-                except (SystemExit, KeyboardInterrupt) as error:
-                    logger.critical("subscriber %r raised %s: stopping", box.id, type(error).__name__)
-                    outcome = False
-                    self._fatal()
-                delivered += outcome is True
-                failed += outcome is False
-            with self._changed:
-                self.delivered += delivered
-                self.failed += failed
-                box.claimed = bool(items)
-                if box.claimed:
-                    self._ready.append(box)
+    def post(self, batch: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
+        """Hand over what has arrived; returns how many, fewer where `give_up()` came true at a full mailbox."""
+        view = self._calls.view
+        if view is not self._routed[0]:
+            self._routed = (view, {})
+        routes = self._routed[1]
+        size = len(batch)
+        begin = 0
+        while begin < size:
+            channel = batch[begin].channel
+            end = begin + 1
+            while end < size and batch[end].channel == channel:
+                end += 1
+            try:
+                route = routes[channel]
+            except KeyError:
+                route = routes[channel] = self._route(view, channel)
+            if route is not None:
+                run = batch if end - begin == size else batch[begin:end]
+                done = self._put(route, run, well, give_up)
+                if done < len(run):
+                    return begin + done
+            begin = end
+        return size
 
-    def _call(self, box: Mailbox, message: Message) -> bool | None:
-        """Whether the callback succeeded; None where there was none to call."""
-        view = self._view
-        if view is not box.seen:
-            box.fns, box.seen = {}, view
-        channel = message.channel
-        if channel in box.fns:
-            fn = box.fns[channel]
-        else:
-            fn = box.fns[channel] = registry.callback(view, box.id, channel)
-        if fn is None:
+    def nudge(self) -> None:
+        """Have a `post` that waits ask its `give_up` now."""
+        with self._room:
+            self._room.notify_all()
+
+    def event(self, payload: dict[str, Any]) -> None:
+        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. From any thread."""
+        route = self._route(self._calls.view, SYSCHAN)
+        if route is not None and self._workers.running:
+            event = Event(payload)
+            for box in (*route.boxes, *route.latest):
+                if box.room <= 0:
+                    box.drop(1, now())  # it raises no further event
+                    box.unannounced.clear()
+                box.put([event], now())
+            self._workers.offer((*route.boxes, *route.latest))
+
+    def _route(self, view: Registry, channel: str) -> _Route | None:
+        entry = view.channels.get(channel)
+        if entry is None:
             return None
-        value = message.value
-        if value is _UNDECODED:
-            value = self._decode_once(message)
-        if value is _FAILED:
-            return False
-        try:
-            fn(box.id, channel, value, message.pid)
-        except Exception as error:
-            logger.exception("subscriber %r failed on channel %r", box.id, channel)
+        route = self._routes.get(channel)
+        if route is None or route.entry is not entry:
+            subs = registry.audience(entry).items()
+            boxes = tuple(self._box(id) for id, sub in subs if not sub.latest)
+            latest = tuple(self._box(id) for id, sub in subs if sub.latest)
+            route = self._routes[channel] = _Route(entry, boxes, latest)
+        return route
+
+    def _put(self, route: _Route, run: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
+        boxes = route.boxes
+        items = run
+        if len(boxes) + len(route.latest) > 1:
+            locks = self._decoding
+            items = [Shared(n.channel, n.payload, n.pid, locks[k & 7]) for k, n in enumerate(run)]
+        for box in route.latest:
+            if not box.put_latest(items[-1], well) and box.room < 0:
+                self._drop(box, 1)
+        self._workers.offer(route.latest)
+        done, size = 0, len(items)
+        while done < size and boxes:
+            chunk = size - done
+            for box in boxes:
+                if box.room < chunk:
+                    room = box.room if box.room > 0 else self._make_room(box, chunk, give_up)
+                    if room <= 0:
+                        return done
+                    chunk = min(chunk, room)
+            part = items if chunk == size else items[done : done + chunk]
+            for box in boxes:
+                box.put(part, well)
+                if box.shipped is not None and box.loop.is_closed():
+                    self._calls.reclaim(box, box.shipped)  # was never begun
+            self._workers.offer(boxes)
+            done += chunk
+        return size
+
+    def _make_room(self, box: Mailbox, wanted: int, give_up: Callable[[], bool]) -> int:
+        """Wait for room as long as the contract says, then throw away the oldest; 0 where given up."""
+        while box.patience > 0:
+            began, taken = monotonic(), box.taken
+            with self._room:
+                box.waited_for = True
+                if box.room <= 0 and not give_up():
+                    self._room.wait(min(0.05, box.patience))
+                box.waited_for = False
+            if give_up():
+                return 0
+            box.waited(monotonic() - began, box.taken - taken)
+            if box.room > 0:
+                return box.room
+        self._drop(box, min(wanted, box.limit) - box.room)
+        return box.room
+
+    def _drop(self, box: Mailbox, count: int) -> None:
+        box.drop(count, now())
+        if monotonic() - box.announced >= ANNOUNCE:
+            self._announce(box)
+
+    def _announce(self, box: Mailbox) -> None:
+        """Tell of what was thrown away, unless nobody but SYSCHAN's own subscriber lost it."""
+        box.announced = monotonic()
+        for channel, number in box.announce().items():
+            logger.warning("subscriber %r is too slow: %d notifications on %r were dropped", box.id, number, channel)
             if channel != SYSCHAN:
-                self.post_event({"event": "callback_failed", "id": box.id, "channel": channel, "error": repr(error)})
-            return False
+                self.event({"event": "overflow", "id": box.id, "channel": channel, "dropped": number})
+
+    # -- from workers and event loops ----------------------------------------------------------------------
+
+    def _run(self, box: Mailbox) -> bool:
+        shipped = self._calls.run(box)
+        if box.waited_for and (box.room >= box.limit // 4 or not len(box)):
+            with self._room:
+                self._room.notify_all()
+        return shipped
+
+    def _through(self, box: Mailbox) -> bool:
+        if box.unannounced and (not len(box) or monotonic() - box.announced >= ANNOUNCE):
+            self._announce(box)
+        if box.leaving and not len(box):
+            with self._calls.telling:
+                box.leaving = box.id not in self._calls.view.ids
+                if box.leaving:
+                    self._remove(box)
+                    return False
         return True
 
-    def _decode_once(self, message: Message) -> Any:
-        with message.lock:
-            if message.value is _UNDECODED:
-                try:
-                    message.value = self._decode(message.text)
-                except Exception as error:
-                    message.value = _FAILED
-                    logger.exception("cannot decode %r on channel %r", message.text, message.channel)
-                    if message.channel != SYSCHAN:
-                        self.post_event(
-                            {
-                                "event": "decode_failed",
-                                "channel": message.channel,
-                                "payload": message.text,
-                                "error": repr(error),
-                            }
-                        )
-            return message.value
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def start(self, reg: Registry) -> None:
+        """Have the workers run, and calls follow `reg`."""
+        with self._calls.telling:
+            self._calls.view = reg
+        self._workers.start()
+
+    def drain(self, deadline: float) -> None:
+        """Wait until nothing waits and no callback runs, until `deadline` (monotonic seconds) at most."""
+        self._workers.watched = True
+        self._workers.wait(lambda: not any(box.claim.locked() for box in tuple(self._boxes.values())), deadline)
+        self._workers.watched = False
+
+    def stop(self, event: dict[str, Any], well: datetime, deadline: float, *, wait: bool) -> None:
+        """No call but of SYSCHAN's subscribers with `event` begins after this, and none after it returned.
+
+        With `wait`, running ones may finish until `deadline` (monotonic seconds). What waits is thrown away.
+        """
+        calls = self._calls
+        with calls.telling:
+            if self._workers.running:
+                self._active = NOTHING
+                boxes = tuple(self._boxes.values())
+                oldest = {box.id: box.oldest(well) for box in boxes}
+                calls.hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
+                calls.epoch += 1
+                calls.view = registry.only(calls.view, SYSCHAN)
+                for box in boxes:
+                    for telling in box.clear():
+                        calls.hearing.give_back(box.id, telling)
+                self.event(event)
+        self._workers.stop()
+        self.nudge()
+        if wait:
+            self._workers.wait(lambda: self._workers.ended and not calls.awaiting, deadline)
+
+    def in_a_callback(self) -> bool:
+        """Whether the caller is inside a callback, or on an event loop that has one running."""
+        if self._workers.is_one(threading.current_thread()):
+            return True
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        return any(box.loop is loop for box in tuple(self._calls.awaiting))
+
+    def counts(self) -> dict[str, int]:
+        with self._boxes_lock:
+            boxes = tuple(self._boxes.values())
+            delivered, failed, dropped = self._left
+        return {
+            "delivered": delivered + sum(box.delivered for box in boxes),
+            "failed": failed + sum(box.failed for box in boxes),
+            "dropped": dropped + sum(box.dropped for box in boxes),
+            "pending": sum(map(len, boxes)),
+        }
+
+    def heir(self, decode: Callable[[str], Any], fatal: Callable[[], None], well: datetime) -> Delivery:
+        """In a forked child: one that knows what subscribers were told, without threads, and with fresh locks."""
+        child = Delivery(self._count, self._max_pending, decode, fatal)
+        hearing = child._calls.hearing = self._calls.hearing
+        oldest = {box.id: box.oldest_unlocked(well) for box in self._boxes.values()}
+        hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
+        return child
+
+
+def _subscribers(reg: Registry, name: str) -> Iterable[Hashable]:
+    entry = reg.channels.get(name)
+    return entry.subscribers if entry is not None else ()

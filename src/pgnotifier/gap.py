@@ -1,4 +1,4 @@
-"""The record of a stretch in which notifications may have been missed (contract 10). No logic."""
+"""The record of a stretch in which notifications may have been missed (contract 10), and how two become one. Pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,40 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+Reason = Literal["connection", "stopped", "muted", "overflow"]
+
+GRAVEST_FIRST: tuple[Reason, ...] = ("connection", "stopped", "muted", "overflow")
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What `on_listen` is told: `since` and `until` are aware UTC; `dropped` is None where it can't be known."""
+    """What `on_listen` is told of a stretch of time in which notifications may have been missed.
+
+    `channel`: its name. `reason`: `"connection"` (it was lost), `"stopped"`, `"muted"` or `"overflow"` (the
+    subscriber was too slow). `since`, `until`: aware UTC datetimes; all before `since` was heard, and all after
+    `until` is. `dropped`: how many were thrown away, or None where that can't be known. `error`: what ended the
+    connection, or None.
+    """
 
     channel: str
-    reason: Literal["connection", "stopped", "muted", "overflow"]
+    reason: Reason
     since: datetime
     until: datetime
     dropped: int | None = None
     error: str | None = None
+
+
+def merge(one: Gap | None, other: Gap) -> Gap:
+    """One gap for both, under the graver reason."""
+    if one is None:
+        return other
+    reason = min(one.reason, other.reason, key=GRAVEST_FIRST.index)
+    known = one.dropped is not None and other.dropped is not None
+    return Gap(
+        one.channel,
+        reason,
+        min(one.since, other.since),
+        max(one.until, other.until),
+        (one.dropped or 0) + (other.dropped or 0) if known else None,
+        one.error or other.error,
+    )

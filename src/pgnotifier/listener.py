@@ -1,22 +1,27 @@
 """The listener thread: an asyncio task that drains a session whenever its socket is readable (contract 5).
 
-Runs no user code, and does not poll. A listener serves one thread's life; the session outlives it.
+Runs no user code, and does not poll. A listener serves one thread's life; the session outlives it, and so does the
+event loop, which the next thread runs again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-import selectors
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from datetime import datetime
+from math import inf
 from typing import Any
 
 from .session import Session
+from .wire import PortableSelector
 
-logger = logging.getLogger("pgnotifier")
+
+def new_loop() -> asyncio.SelectorEventLoop:
+    """An event loop that shares nothing with a forked child."""
+    return asyncio.SelectorEventLoop(PortableSelector())
 
 
 def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
@@ -24,9 +29,24 @@ def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
 
     Returns at once. Cancelling the future ends the task (a blocking function runs to its end, unheard).
     """
+    loop = new_loop()
+    try:
+        return _in_thread(loop, f"pgnotifier-{getattr(f, '__name__', 'task')}", lambda: None, loop.close, f, *a)
+    except BaseException:
+        loop.close()
+        raise
+
+
+def _in_thread(
+    loop: asyncio.AbstractEventLoop,
+    name: str,
+    before: Callable[[], object],
+    after: Callable[[], object],
+    f: Callable[..., Any],
+    *a: Any,
+) -> Future[Any]:
     future: Future[Any] = Future()
-    # epoll would be shared with a forked child, whose clean-up makes the parent's loop deaf; poll shares nothing.
-    loop = asyncio.SelectorEventLoop(selectors.PollSelector() if hasattr(selectors, "PollSelector") else None)
+    task: asyncio.Task[Any] | None = None
 
     async def call() -> Any:
         result = f(*a)
@@ -35,80 +55,125 @@ def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
     def cancel(future: Future[Any]) -> None:
         if future.cancelled():
             try:
-                loop.call_soon_threadsafe(task.cancel)
+                loop.call_soon_threadsafe(lambda: task and task.cancel())
             except RuntimeError:
                 return  # the loop is closed: the task has ended
 
-    task = loop.create_task(call())
-    future.add_done_callback(cancel)
-
     def run() -> None:
+        nonlocal task
         outcome: tuple[Callable[[Any], None], Any] | None = None
         try:
+            before()
+            task = loop.create_task(call())
+            if future.cancelled():
+                task.cancel()
             outcome = (future.set_result, loop.run_until_complete(task))
         except asyncio.CancelledError:
             future.cancel()
         except BaseException as error:
             outcome = (future.set_exception, error)
         finally:
-            loop.close()
+            task = None
+            after()
         if outcome is not None and future.set_running_or_notify_cancel():
             outcome[0](outcome[1])
 
-    thread = threading.Thread(target=run, name=f"pgnotifier-{getattr(f, '__name__', 'task')}", daemon=True)
-    try:
-        thread.start()
-    except BaseException:
-        task.cancel()
-        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
-        loop.close()
-        raise
+    future.add_done_callback(cancel)
+    threading.Thread(target=run, name=name, daemon=True).start()
     return future
 
 
 class Listener:
-    """Drains `session` into `deliver(batch)` until `stop`; `lost(error)` is called when the connection fails."""
+    """Drains `session` into `deliver` until asked to stop.
+
+    `deliver(batch, well, give_up)` returns how many it took; the others come first in the next drain.
+    `lost(session, error)` is called when the session fails, and `renew()` for the next one, which is None where none
+    is wanted any more; with no `session` to begin with, `renew` comes first. A `previous` listener's thread is waited
+    for before all that, and `ended()` comes after it.
+    """
 
     def __init__(
         self,
-        session: Session,
-        deliver: Callable[[list[Any]], None],
-        lost: Callable[[BaseException], None],
+        loop: asyncio.AbstractEventLoop,
+        session: Session | None,
+        previous: Listener | None,
+        deliver: Callable[[list[Any], datetime, Callable[[], bool]], int],
+        nudge: Callable[[], None],
+        lost: Callable[[Session, BaseException], None],
+        renew: Callable[[], Session | None],
+        ended: Callable[[], object],
     ) -> None:
+        self._loop = loop
         self._session = session
-        self._deliver = deliver
-        self._lost = lost
+        self._deliver, self._nudge, self._lost, self._renew = deliver, nudge, lost, renew
         self._stopping = threading.Event()  # counts even before the thread has begun to run
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._readable: asyncio.Event | None = None
-        self._future = as_async(self._run)
+        self._heard = True
+        self._thread: threading.Thread | None = None
+        before = previous.join if previous is not None else lambda: None
+        self._future = _in_thread(loop, "pgnotifier-listener", before, ended, self._run)
 
-    def stop(self) -> None:
-        """Wait until the thread no longer touches the session. It is between two drains then."""
+    def ask_to_stop(self) -> None:
+        """Have the thread end; it is between two drains then, and what it drained is delivered or put back."""
         self._stopping.set()
-        loop, readable = self._loop, self._readable
-        if loop is not None and readable is not None:
+        readable = self._readable
+        if readable is not None:
             try:
-                loop.call_soon_threadsafe(readable.set)
+                self._loop.call_soon_threadsafe(readable.set)
             except RuntimeError:
                 pass  # the loop is closed: the thread has ended
-        self._future.exception()
+        self._nudge()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the thread no longer touches the session; whether that is so."""
+        if threading.current_thread() is self._thread:
+            return False
+        return bool(wait([self._future], timeout).done)
 
     async def _run(self) -> None:
-        threading.current_thread().name = "pgnotifier-listener"
-        readable = self._readable = asyncio.Event()
-        loop = self._loop = asyncio.get_running_loop()
-        try:
-            loop.add_reader(self._session.fileno, readable.set)
+        self._thread = threading.current_thread()
+        session = self._session
+        stopping = self._stopping.is_set
+        while not stopping():
+            if session is None:
+                session = self._renew()
+                if session is None:
+                    return
             try:
-                while not self._stopping.is_set():
-                    readable.clear()
-                    batch = self._session.drain()
-                    if batch:
-                        self._deliver(batch)
-                    elif not self._stopping.is_set():
-                        await readable.wait()
-            finally:
-                loop.remove_reader(self._session.fileno)
-        except Exception as error:
-            self._lost(error)
+                await self._listen(session)
+            except Exception as error:
+                self._lost(session, error)
+                session = None
+
+    async def _listen(self, session: Session) -> None:
+        loop, stopping = self._loop, self._stopping.is_set
+        readable = self._readable = asyncio.Event()
+        timer: asyncio.TimerHandle | None = None
+        due = 0.0
+
+        def bytes_came() -> None:
+            self._heard = True
+            readable.set()
+
+        loop.add_reader(session.fileno, bytes_came)
+        try:
+            while not stopping():
+                readable.clear()
+                batch = session.drain()
+                if batch:
+                    taken = self._deliver(batch, session.well, stopping)
+                    if taken < len(batch):
+                        session.put_back(batch[taken:])
+                heard, self._heard = self._heard or bool(batch), False
+                latest = session.check(heard)
+                if latest != due:
+                    # Only the end of a heartbeat wakes an idle listener; traffic does not move the timer.
+                    if timer is not None:
+                        timer.cancel()
+                    timer, due = (loop.call_at(latest, readable.set), latest) if latest < inf else (None, latest)
+                if not batch and not stopping():
+                    await readable.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            loop.remove_reader(session.fileno)

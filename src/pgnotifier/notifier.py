@@ -1,29 +1,30 @@
-"""Notifier: argument checks, the lock, the one reference to the registry, and 0.0.10's private seam.
+"""Notifier: the public methods, their argument checks, and 0.0.10's private seam.
 
-A change is made under one lock that serialises changes: the new registry is computed, the server listens to
-what it makes valid, and only then is it swapped in, so that a refused call leaves everything as it was. User
-code never runs under that lock, and readers take none.
+What is behind it: `keeper` has the registry and the connection, `delivery` the mailboxes and workers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import threading
-from collections.abc import Callable, Hashable, Iterable
-from datetime import datetime, timezone
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from datetime import datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
-import psycopg
+from psycopg import Notify
 from pyrsistent import PVector
 
 from . import lifecycle, registry
-from .delivery import Delivery, logger
-from .listener import Listener
+from .calls import is_coroutine_function
+from .delivery import Delivery
+from .keeper import Keeper
 from .payload import decode as default_decode
-from .registry import EMPTY, Callback, Registry
+from .registry import Callback, OnListen, Registry, Subscription
 from .sender import Sender
-from .session import Session, Source
+from .session import now
+from .wire import Source
 
 Channels = str | Iterable[str]
 
@@ -32,8 +33,11 @@ class Notifier:
     """Calls subscribers back, by id, for notifications on PostgreSQL channels.
 
     `dbconf`: a mapping of `psycopg.connect` arguments, a conninfo string or URI, or a callable that returns
-    either; empty means libpq's environment. `decode`: `str -> object`, run on a worker. `workers`: how many
-    threads run callbacks. `daemon=False`: the interpreter waits at its end until `stop()` or Ctrl-C.
+    either, asked before every connection; empty means libpq's environment. `decode`: `str -> object`, run on a
+    worker. `workers`: how many threads run callbacks. `max_pending`: how many notifications may wait for one
+    subscriber id. `heartbeat`: seconds after which a silent session is checked, and has to answer; None: never.
+    `retry_delay`: the least and the most seconds between two attempts to reconnect. `daemon=False`: the
+    interpreter waits at its end until `stop()` or Ctrl-C.
 
     Construction connects and listens; it raises `psycopg.OperationalError` when it can't, and leaves nothing
     behind. Every method may be called from any thread, and from inside a callback.
@@ -47,34 +51,40 @@ class Notifier:
         *,
         decode: Callable[[str], Any] = default_decode,
         workers: int = 1,
+        max_pending: int = 100_000,
+        heartbeat: float | None = 10.0,
+        retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
     ) -> None:
+        if not (isinstance(dbconf, str | Mapping) or callable(dbconf)):
+            raise TypeError(
+                f"dbconf must be a str, a mapping or a callable that returns one, not {type(dbconf).__name__}"
+            )
         if not callable(decode):
             raise TypeError(f"decode must be callable, not {decode!r:.100}")
-        if type(workers) is not int or workers < 1:
-            raise ValueError(f"workers must be an int of at least 1, not {workers!r:.100}")
-        self._source = dbconf
+        for name, number in (("workers", workers), ("max_pending", max_pending)):
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{name} must be an int of at least 1, not {number!r:.100}")
+        if heartbeat is not None and not (_is_seconds(heartbeat) and heartbeat > 0):
+            raise ValueError(f"heartbeat must be more than 0 seconds, or None, not {heartbeat!r:.100}")
+        try:
+            least, most = retry_delay
+        except (TypeError, ValueError):
+            least = most = -1.0
+        if not (_is_seconds(least) and _is_seconds(most) and 0 <= least <= most):
+            raise ValueError(
+                f"retry_delay must be two numbers of seconds, 0 <= least <= most, not {retry_delay!r:.100}"
+            )
         self._decode = decode
-        self._workers = workers
-        self.daemon = bool(daemon)
-        self._registry: Registry = EMPTY
+        self._options = (dbconf, heartbeat, (float(least), float(most)))
+        self._received = 0
         self._serial = 0
-        self._received = self._delivered = self._failed = self._restarts = 0
-        self._last_error: str | None = None
-        self._since = datetime.now(timezone.utc)
+        self.daemon = bool(daemon)
         self._sender = Sender(dbconf)
-        self._reset()
-        self.start()
+        self._delivery = Delivery(workers, max_pending, decode, self._fatal)
+        self._keeper = Keeper(*self._options, self._delivery, self.__notify)
+        self._keeper.start()
         lifecycle.watch(self)
-
-    def _reset(self) -> None:
-        """No listener, no workers, fresh locks: as constructed, and in a forked child."""
-        self._changing = threading.RLock()
-        self._session: Session | None = None
-        self._listener: Listener | None = None
-        self._delivery: Delivery | None = None
-        self._stopped = threading.Event()
-        self._stopped.set()
 
     def __enter__(self) -> Notifier:
         return self
@@ -94,20 +104,48 @@ class Notifier:
         names = registry.check_channels(channels)
         self.__change(lambda reg: registry.remove_channels(reg, names), autorun)
 
-    def subscribe(self, id: Hashable, channel: str, fn: Callback, autorun: bool = True) -> None:
-        """Have `fn(id, channel, payload, pid)` called on a worker for notifications on `channel`.
+    def subscribe(
+        self,
+        id: Hashable,
+        channel: str,
+        fn: Callback,
+        autorun: bool = True,
+        *,
+        on_listen: OnListen | None = None,
+        deliver: Literal["all", "latest"] = "all",
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """Have `fn(id, channel, payload, pid)` called for notifications on `channel`, one at a time for each id.
 
-        Again for the same pair: replaces `fn` and keeps the mute state. When it returns, a NOTIFY that commits
-        later is delivered. Raises `psycopg.Error` where the server refuses the name, and changes nothing then.
+        A plain function runs on a worker, an `async def` on `loop` or the event loop that is running here. Again
+        for the same pair: replaces it and keeps the mute state. When this returns, a NOTIFY that commits later is
+        delivered. `on_listen(id, channel, gap)` is called in the same stream: with None when listening is in effect
+        for the first time (read your state then), with a `Gap` after each stretch in which notifications may have
+        been missed. `deliver="latest"`: a newer notification takes the place of one that still waits.
+
+        Raises `psycopg.Error` where the server refuses the name, and changes nothing then.
         """
         registry.check_id(id)
         name = registry.check_channel(channel)
         if not callable(fn):
             raise TypeError(f"a callback must be callable, not {fn!r:.100}")
+        if on_listen is not None and not callable(on_listen):
+            raise TypeError(f"on_listen must be callable, not {on_listen!r:.100}")
+        if deliver not in ("all", "latest"):
+            raise ValueError(f"deliver must be 'all' or 'latest', not {deliver!r:.100}")
+        if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
+            raise TypeError(f"loop must be an event loop, not {loop!r:.100}")
+        awaits, tells_by_awaiting = is_coroutine_function(fn), is_coroutine_function(on_listen)
+        if loop is None and (awaits or tells_by_awaiting):
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                raise TypeError(f"{fn!r:.100} is a coroutine function: give its event loop as loop=") from None
+        sub = Subscription(fn, False, on_listen, deliver == "latest", loop, awaits, tells_by_awaiting)
 
         def step(reg: Registry) -> Registry:
             self._serial += 1
-            return registry.subscribe(reg, id, name, fn, self._serial)
+            return registry.subscribe(reg, id, name, sub, self._serial)
 
         self.__change(step, autorun)
 
@@ -135,15 +173,15 @@ class Notifier:
 
     def channels(self) -> dict[str, dict[str, Any]]:
         """`{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`, a copy."""
-        return registry.channels_dict(self._registry, self._listened())
+        return registry.channels_dict(self._keeper.registry, self._listened())
 
     def subscribers(self) -> dict[Hashable, dict[str, Any]]:
         """`{id: {"fn": latest, "channels": {channel: {"fn", "active", "mute", "sub_mute"}}}}`, a copy."""
-        return registry.subscribers_dict(self._registry, self._listened())
+        return registry.subscribers_dict(self._keeper.registry, self._listened())
 
     def active_channels(self) -> list[str]:
         """The channels listened to now, sorted, without SYSCHAN."""
-        return sorted(self._listened() - {self.SYSCHAN})
+        return sorted(name for name in self._listened() if name != self.SYSCHAN)
 
     def muted_channels(self, channels: Channels = ()) -> list[str]:
         """The muted among `channels` (none given: among all), sorted."""
@@ -155,170 +193,103 @@ class Notifier:
 
     def muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers muted there."""
-        return registry.ids_by_channel(self._registry, registry.check_channels(channels), True)
+        return registry.ids_by_channel(self._keeper.registry, registry.check_channels(channels), True)
 
     def non_muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers not muted there."""
-        return registry.ids_by_channel(self._registry, registry.check_channels(channels), False)
+        return registry.ids_by_channel(self._keeper.registry, registry.check_channels(channels), False)
 
     # -- life cycle -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Bring the listener into being where there is none; on a running one apply what is pending."""
-        with self._changing:
-            if self.is_running():
-                self.__maybe_restart()
-            else:
-                self.__maybe_stop()  # what is left of a session that was lost
-                self.__connect()
+        """Bring the listener into being where there is none; on a running one apply what is pending.
+
+        Raises `psycopg.OperationalError` when it can't connect, and is stopped then.
+        """
+        self._keeper.start()
 
     def restart(self) -> None:
         """As `start`."""
-        self.start()
+        self._keeper.start()
 
-    def stop(self, timeout: float = 10.0) -> None:
+    def stop(self, timeout: float = 10.0, *, drain: bool = False) -> None:
         """End the listener, let running callbacks finish for `timeout` seconds, drop what waits, disconnect.
 
-        From a callback it waits for none. A no-op on a stopped notifier.
+        `drain=True` delivers what waits first, within the same time. From a callback, or on an event loop that has
+        one running, it waits for none and drains nothing. A no-op on a stopped notifier.
         """
-        deadline = monotonic() + timeout
-        while not self._changing.acquire(timeout=0.05):
-            session = self._session
-            if session is not None:
-                session.abort()  # another thread's change waits for the server: it is abandoned
-        try:
-            self.__maybe_stop()
-            delivery, self._delivery = self._delivery, None
-        finally:
-            self._changing.release()
-        if delivery is not None:
-            delivery.stop({"event": "stopped"}, max(0.0, deadline - monotonic()))
-            self._delivered += delivery.delivered
-            self._failed += delivery.failed
+        if not _is_seconds(timeout):
+            raise ValueError(f"timeout must be a number of seconds, not {timeout!r:.100}")
         self._sender.close()
-        with self._changing:
-            if self._session is None:  # nobody has started it again meanwhile
-                self._stopped.set()
+        self.__maybe_stop(timeout, drain)
 
     def is_running(self) -> bool:
-        """True from construction or `start()` until `stop()`, or until the listener has ended."""
-        return self._session is not None and not self._stopped.is_set()
+        """True from construction or `start()` until `stop()`, or until the listener has ended for another reason."""
+        return self._keeper.link is not None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until stopped, for `timeout` seconds at most; whether it is stopped. Ctrl-C interrupts it."""
-        return self._stopped.wait(timeout)
+        return self._keeper.stopped.wait(timeout)
 
     def status(self) -> dict[str, Any]:
-        """Counters and state as a plain dict; counters only grow."""
-        delivery, session = self._delivery, self._session
+        """Counters, which only grow, and state, as a plain dict.
+
+        `running`, `connected`, `pid` of the session (or None), `active` channels, `received` notifications,
+        `delivered` and `failed` calls, `dropped` and `pending` ones, `restarts` of the listener thread,
+        `reconnects`, `last_error` (text or None), `since` (when this state of the connection began, aware UTC).
+        """
+        keeper, counts = self._keeper, self._delivery.counts()
+        link = keeper.link
+        session = link.session if link is not None else None
         return {
-            "running": self.is_running(),
-            "connected": session is not None and self.is_running(),
+            "running": link is not None,
+            "connected": session is not None,
             "pid": session.pid if session is not None else None,
             "active": self.active_channels(),
             "received": self._received,
-            "delivered": self._delivered + (delivery.delivered if delivery else 0),
-            "failed": self._failed + (delivery.failed if delivery else 0),
-            "pending": delivery.pending() if delivery else 0,
-            "restarts": self._restarts,
-            "last_error": self._last_error,
-            "since": self._since,
+            **counts,
+            "restarts": keeper.restarts,
+            "reconnects": keeper.reconnects,
+            "last_error": keeper.last_error,
+            "since": keeper.since,
         }
 
     def notify(self, channel: str, payload: object = "") -> None:
-        """Send on a connection of its own; returns when the server has committed. A str goes as it is."""
+        """Send on a connection of its own; returns when the server has committed. A str goes as it is.
+
+        Anything else goes through `encode`. Raises `InvalidChannel`, `PayloadTooLong`, `TypeError`, `ValueError`, and
+        `psycopg.OperationalError` where the server can't be reached or gives no answer for ten seconds.
+        """
         self._sender.send(registry.check_channel(channel), payload)
 
     # -- 0.0.10's private seam ------------------------------------------------------------------------------
 
     def __change(self, step: Callable[[Registry], Registry], autorun: bool) -> None:
-        with self._changing:
-            new = step(self._registry)
-            if autorun:
-                self.__maybe_restart(new)
-            self.__publish(new)
-
-    def __publish(self, new: Registry) -> None:
-        self._registry = new
-        if self._delivery is not None:
-            self._delivery.publish(new)
+        self._keeper.change(step, self.__maybe_restart if autorun else None)
 
     def __maybe_restart(self, new: Registry | None = None) -> None:
         """Compare valid with active channels; where they differ: stop the thread, LISTEN, start a new one."""
-        session = self._session
-        if new is None:
-            new = self._registry
-        if session is None or self._stopped.is_set():
-            return  # stopped: changes are only recorded
-        wanted = {self.SYSCHAN, *self.__valid_chans(new)}
-        if wanted == session.listened:
-            return
-        if self._listener is not None:
-            self._listener.stop()
-        try:
-            session.listen(wanted)
-            self.__publish(new)
-        except psycopg.OperationalError as error:
-            self.__lost(error)
-            self.__publish(new)
-            return
-        except BaseException as error:
-            if not isinstance(error, psycopg.Error):  # Ctrl-C in mid-command: what follows on it is undefined
-                session.abort()
-            raise
-        finally:
-            if not self._stopped.is_set():
-                self._restarts += 1
-                self.__listen(session)
+        self._keeper.apply(self._keeper.registry if new is None else new)
 
-    def __listen(self, session: Session) -> None:
-        self._listener = Listener(session, self.__notify, self.__lost)
+    def __maybe_stop(self, timeout: float = 10.0, drain: bool = False) -> None:
+        """End the listener thread, where there is one, and close its session; then the workers."""
+        self._keeper.stop(monotonic() + timeout, drain)
 
-    def __connect(self) -> None:
-        session = Session(self._source)
-        try:
-            session.listen({self.SYSCHAN, *self.__valid_chans()})
-            # The workers outlive a lost session: what it brought is still delivered.
-            delivery = self._delivery or Delivery(self._workers, self._decode, self._registry, self.__fatal)
-        except BaseException:
-            session.close()
-            raise
-        delivery.post_event({"event": "connected"})
-        self._session, self._delivery = session, delivery
-        self._since = datetime.now(timezone.utc)
-        self._stopped.clear()
-        self.__listen(session)
+    def __notify(
+        self,
+        generator: Iterable[Notify],
+        well: datetime | None = None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Hand what the generator yields to the mailboxes of the non-muted subscribers; returns how many."""
+        batch = generator if isinstance(generator, list) else list(generator)
+        taken = self._delivery.post(batch, well or now(), give_up)
+        self._received += taken
+        return taken
 
-    def __maybe_stop(self) -> None:
-        """End the listener thread, where there is one, and close its session."""
-        listener, self._listener = self._listener, None
-        session, self._session = self._session, None
-        if listener is not None:
-            listener.stop()
-        if session is not None:
-            session.close()
-
-    def __lost(self, error: BaseException) -> None:
-        """The listener thread, or a change, met an error that ends the session."""
-        self._last_error = f"{type(error).__name__}: {error}"
-        logger.error("the connection is lost, the listener has ended: %s", self._last_error)
-        self._stopped.set()
-
-    def __fatal(self) -> None:
-        with contextlib.suppress(Exception):
-            self.stop(0)
-
-    def __notify(self, generator: Iterable[psycopg.Notify]) -> None:
-        """Hand what the generator yields to the mailboxes of the non-muted subscribers."""
-        batch = list(generator)
-        self._received += len(batch)
-        delivery = self._delivery
-        if delivery is not None:
-            delivery.post(batch)
-
-    def __valid_chans(self, reg: Registry | None = None) -> PVector[str]:
+    def __valid_chans(self) -> PVector[str]:
         """The channels that should be listened to: not muted, with an unmuted subscriber; sorted."""
-        return registry.valid_channels(self._registry if reg is None else reg)
+        return registry.valid_channels(self._keeper.registry)
 
     def __mute_chans(self, channels: Channels, b: bool) -> None:
         names = registry.check_channels(channels)
@@ -330,16 +301,26 @@ class Notifier:
         self.__change(lambda reg: registry.mute_subscriber(reg, id, names, b), autorun=True)
 
     def __by_mute(self, channels: Channels, b: bool) -> list[str]:
-        names, reg = registry.check_channels(channels), self._registry
+        names, reg = registry.check_channels(channels), self._keeper.registry
         return sorted(c for c, entry in reg.channels.items() if entry.mute == b and (not names or c in names))
 
-    def _listened(self) -> frozenset[str]:
-        session = self._session
-        return session.listened if session is not None and self.is_running() else frozenset()
+    def _listened(self) -> Iterable[str]:
+        link = self._keeper.link
+        session = link.session if link is not None else None
+        return session.active if session is not None else ()
+
+    def _fatal(self) -> None:
+        with contextlib.suppress(Exception):
+            self.stop(0)
 
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""
-        if self._session is not None:
-            self._session.abandon()
+        old = self._keeper
+        self._delivery = self._delivery.heir(self._decode, self._fatal, old.well())
+        self._keeper = Keeper(*self._options, self._delivery, self.__notify, old.registry)
+        old.abandon()
         self._sender.abandon()
-        self._reset()
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)

@@ -1,7 +1,7 @@
 """Pure: what the user wants, as one immutable value, and functions from registry to registry (contract 3).
 
 Every function returns the registry it was given where there is nothing to do, so `new is old` means: no change.
-A change costs the same however much else is registered: `valid` and `open` are kept up with each step.
+A change costs the same however much else is registered: `valid`, `open` and `stale` are kept up with each step.
 No threads, no I/O; arguments have been checked by the caller, but for what only the registry can know.
 """
 
@@ -14,20 +14,28 @@ from typing import Any
 from pyrsistent import PMap, PVector, pmap, pvector
 
 from .errors import InvalidChannel, UnknownChannel, UnknownSubscriber
+from .gap import Gap
 from .maps import assoc_in, dissoc_in, filterkv
 
 SYSCHAN = "PGNOTIFIER"
 MAX_CHANNEL_BYTES = 63
 
 Callback = Callable[[Any, str, Any, int], Any]
+Touched = tuple[str, tuple[Hashable, ...] | None]
+OnListen = Callable[[Any, str, Gap | None], Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subscription:
-    """One id on one channel."""
+    """One id on one channel; `loop` runs `fn` where it `awaits`, and `on_listen` where it `tells_by_awaiting`."""
 
     fn: Callback
     mute: bool = False
+    on_listen: OnListen | None = None
+    latest: bool = False
+    loop: Any = None
+    awaits: bool = False
+    tells_by_awaiting: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,14 +53,30 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Registry:
-    """`ids` maps an id to its latest callback and channels; `valid` holds the names of the valid channels."""
+    """`ids` maps an id to its latest callback and channels; `valid` holds the names of the valid channels.
+
+    `stale` holds the names whose validity has changed since the server was last told, `touched` the
+    subscriptions that the last step may have changed: `(channel, ids)`, or None for all ids of the channel.
+    """
 
     channels: PMap[str, Channel] = pmap()
     ids: PMap[Hashable, PMap[str, Any]] = pmap()
     valid: PMap[str, bool] = pmap()
+    stale: PMap[str, bool] = pmap()
+    touched: tuple[Touched, ...] = ()
 
 
 EMPTY = Registry()
+
+
+def recorded(reg: Registry) -> Registry:
+    """`reg` after its last step was published."""
+    return replace(reg, touched=()) if reg.touched else reg
+
+
+def told(reg: Registry) -> Registry:
+    """`reg` after the server was told of all that is valid, too."""
+    return replace(reg, touched=(), stale=pmap()) if reg.stale or reg.touched else reg
 
 
 def check_channel(name: object) -> str:
@@ -99,8 +123,14 @@ def _put(reg: Registry, name: str, entry: Channel | None) -> Registry:
     else:
         channels = assoc_in(reg.channels, [name], entry)
     was, now = name in reg.valid, entry is not None and entry.valid and name != SYSCHAN
-    valid = reg.valid if was == now else reg.valid.set(name, True) if now else reg.valid.discard(name)
-    return replace(reg, channels=channels, valid=valid)
+    if was == now:
+        return replace(reg, channels=channels)
+    valid = reg.valid.set(name, True) if now else reg.valid.discard(name)
+    return replace(reg, channels=channels, valid=valid, stale=reg.stale.set(name, True))
+
+
+def _touch(new: Registry, old: Registry, touched: Iterable[Touched]) -> Registry:
+    return old if new is old else replace(new, touched=tuple(touched))
 
 
 def _forget(reg: Registry, id: Hashable, name: str) -> Registry:
@@ -118,31 +148,35 @@ def _forget(reg: Registry, id: Hashable, name: str) -> Registry:
 
 
 def add_channels(reg: Registry, names: Iterable[str]) -> Registry:
+    new = reg
     for name in names:
-        if name not in reg.channels:
-            reg = _put(reg, name, Channel())
-    return reg
+        if name not in new.channels:
+            new = _put(new, name, Channel())
+    return _touch(new, reg, ())
 
 
 def remove_channels(reg: Registry, names: Iterable[str]) -> Registry:
+    names = tuple(names)
+    new = reg
     for name in names:
-        entry = reg.channels.get(name)
+        entry = new.channels.get(name)
         if entry is not None:
             for id in entry.subscribers:
-                reg = _forget(reg, id, name)
-            reg = _put(reg, name, None)
-    return reg
+                new = _forget(new, id, name)
+            new = _put(new, name, None)
+    return _touch(new, reg, ((name, None) for name in names))
 
 
-def subscribe(reg: Registry, id: Hashable, name: str, fn: Callback, serial: int) -> Registry:
-    """`serial` grows with each call; it tells which callback of an id is the latest."""
+def subscribe(reg: Registry, id: Hashable, name: str, sub: Subscription, serial: int) -> Registry:
+    """`serial` grows with each call; it tells which callback of an id is the latest. The mute state is kept."""
     entry = reg.channels.get(name, Channel())
     old = entry.subscribers.get(id)
-    sub = Subscription(fn) if old is None else replace(old, fn=fn)
+    if old is not None:
+        sub = replace(sub, mute=old.mute)
     grown = replace(entry, subscribers=assoc_in(entry.subscribers, [id], sub), open=entry.open + (old is None))
     reg = _put(reg, name, grown)
-    ids = assoc_in(reg.ids, [id, "channels", name], serial)
-    return replace(reg, ids=assoc_in(ids, [id, "latest"], name))
+    ids = assoc_in(assoc_in(reg.ids, [id, "channels", name], serial), [id, "latest"], name)
+    return replace(reg, ids=ids, touched=((name, (id,)),))
 
 
 def unsubscribe(reg: Registry, id: Hashable, name: str) -> Registry:
@@ -151,19 +185,20 @@ def unsubscribe(reg: Registry, id: Hashable, name: str) -> Registry:
     if entry is None or sub is None:
         return reg
     left = replace(entry, subscribers=dissoc_in(entry.subscribers, [id]), open=entry.open - (not sub.mute))
-    return _forget(_put(reg, name, left), id, name)
+    return replace(_forget(_put(reg, name, left), id, name), touched=((name, (id,)),))
 
 
 def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Registry:
     """No names: all channels but SYSCHAN. Raises UnknownChannel, nothing changed."""
     new = reg
-    for name in tuple(names) or [c for c in reg.channels if c != SYSCHAN]:
+    names = tuple(names) or tuple(c for c in reg.channels if c != SYSCHAN)
+    for name in names:
         entry = new.channels.get(name)
         if entry is None:
             raise UnknownChannel(f"channel {name!r} is not registered")
         if entry.mute != mute:
             new = _put(new, name, replace(entry, mute=mute))
-    return new
+    return _touch(new, reg, ((name, None) for name in names))
 
 
 def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: bool) -> Registry:
@@ -171,7 +206,8 @@ def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: boo
     if id not in reg.ids:
         raise UnknownSubscriber(f"subscriber {id!r:.100} is not registered")
     new = reg
-    for name in tuple(names) or tuple(reg.ids[id]["channels"]):
+    names = tuple(names) or tuple(reg.ids[id]["channels"])
+    for name in names:
         entry = new.channels.get(name)
         if entry is None:
             raise UnknownChannel(f"channel {name!r} is not registered")
@@ -181,7 +217,7 @@ def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: boo
         if sub.mute != mute:
             subs = assoc_in(entry.subscribers, [id], replace(sub, mute=mute))
             new = _put(new, name, replace(entry, subscribers=subs, open=entry.open + (-1 if mute else 1)))
-    return new
+    return _touch(new, reg, ((name, (id,)) for name in names))
 
 
 def valid_channels(reg: Registry) -> PVector[str]:
@@ -189,20 +225,26 @@ def valid_channels(reg: Registry) -> PVector[str]:
     return pvector(sorted(reg.valid))
 
 
-def callback(reg: Registry, id: Hashable, name: str) -> Callback | None:
-    """What to call for that id on that channel now: None where it is gone or muted."""
+def only(reg: Registry, name: str) -> Registry:
+    """`reg` without all other channels, to decide who is called; without ids."""
+    entry = reg.channels.get(name)
+    return EMPTY if entry is None else Registry(channels=pmap({name: entry}))
+
+
+def subscription(reg: Registry, id: Hashable, name: str) -> Subscription | None:
+    """The subscription of that id to that channel, where it is to be called now: None where it is gone or muted."""
     entry = reg.channels.get(name)
     if entry is None or entry.mute:
         return None
     sub = entry.subscribers.get(id)
-    return None if sub is None or sub.mute else sub.fn
+    return None if sub is None or sub.mute else sub
 
 
-def audience(entry: Channel | None) -> tuple[Hashable, ...]:
-    """The ids to be called for a notification on a channel with that entry."""
+def audience(entry: Channel | None) -> PMap[Hashable, Subscription]:
+    """Who is to be called for a notification on a channel with that entry."""
     if entry is None or not entry.valid:
-        return ()
-    return tuple(filterkv(entry.subscribers, lambda _, sub: not sub.mute))
+        return pmap()
+    return filterkv(entry.subscribers, lambda _, sub: not sub.mute)
 
 
 def channels_dict(reg: Registry, active: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import selectors
 import threading
 from time import monotonic
 from typing import Any
@@ -10,47 +12,117 @@ import psycopg
 
 from .errors import PayloadTooLong
 from .payload import encode
-from .session import ANSWER_TIMEOUT, Source, answer, connect
+from .wire import Breaker, PortableSelector, Source, answer, connect
 
 MAX_PAYLOAD_BYTES = 7999
+CLOSE_TIME = 0.2  # seconds for a send in another thread to end, and to notice that it was given up
+SEND_TIMEOUT = 10.0  # seconds for the whole of it
 
 
 class Sender:
     """Sends one notification at a time; safe from any thread."""
 
+    _breaker: Breaker | None
+    _turn: threading.Condition
+    _busy: bool
+
     def __init__(self, source: Source) -> None:
         self._source = source
         self._conn: psycopg.Connection[Any] | None = None
-        self._lock = threading.Lock()
+        self._fresh()
 
     def send(self, channel: str, payload: object) -> None:
         """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`."""
         text = payload if isinstance(payload, str) else encode(payload)
         if "\0" in text:
             raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
-        size = len(text.encode())
-        if size > MAX_PAYLOAD_BYTES:
-            raise PayloadTooLong(f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {size}")
-        with self._lock:
-            conn = self._conn
-            if conn is None or conn.closed:
-                conn = self._conn = connect(self._source)
-            try:
-                conn.pgconn.send_query_params(b"SELECT pg_notify($1, $2)", [channel.encode(), text.encode()])
-                answer(conn, monotonic() + ANSWER_TIMEOUT, conn.close)
-            except psycopg.DataError:
-                raise  # the server refused this one; the connection is as it was
-            except BaseException:
-                conn.close()
-                raise
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"a payload must not hold a lone surrogate: {text!r:.100}") from None
+        if len(data) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLong(
+                f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}: {text!r:.100}"
+            )
+        deadline = monotonic() + SEND_TIMEOUT
+        breaker = self._take_turn(deadline)
+        try:
+            self._send(channel.encode(), data, breaker, deadline)
+        finally:
+            with self._turn:
+                self._busy = False
+                if breaker is not self._breaker:  # closed meanwhile
+                    breaker.close()
+                self._turn.notify_all()
 
     def close(self) -> None:
-        with self._lock:
+        """Close the connection. A send that is under way in another thread has a moment to end, and is given up."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._busy, CLOSE_TIME)
+            breaker, self._breaker = self._breaker, None
+            if breaker is not None:
+                breaker.snap()
+            self._turn.wait_for(lambda: not self._busy, CLOSE_TIME)
             conn, self._conn = self._conn, None
+            if breaker is not None and not self._busy:
+                breaker.close()
         if conn is not None:
             conn.close()
 
     def abandon(self) -> None:
-        """In a forked child: forget the parent's connection."""
-        self._conn = None
-        self._lock = threading.Lock()
+        """In a forked child: forget the parent's connection, without closing it."""
+        if self._conn is not None:
+            _kept.append(self._conn)
+            self._conn = None
+        if self._breaker is not None:
+            self._breaker.close()
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._breaker = None
+        self._turn = threading.Condition()
+        self._busy = False
+
+    def _take_turn(self, deadline: float) -> Breaker:
+        with self._turn:
+            if not self._turn.wait_for(lambda: not self._busy, deadline - monotonic()):
+                raise psycopg.OperationalError(f"no turn to send within {SEND_TIMEOUT:g} seconds")
+            if self._breaker is None:
+                self._breaker = Breaker()
+            self._busy = True
+            return self._breaker
+
+    def _send(self, channel: bytes, payload: bytes, breaker: Breaker, deadline: float) -> None:
+        idle, self._conn = self._conn, None
+        if idle is not None and _ended(idle):
+            idle.close()
+            idle = None
+        conn = idle or connect(self._source, breaker, deadline)
+        intact = False
+        try:
+            conn.pgconn.send_query_params(b"SELECT pg_notify($1, $2)", [channel, payload])
+            answer(conn, breaker, deadline, SEND_TIMEOUT)
+            intact = True
+        except psycopg.DataError:
+            intact = True  # the server refused this one; the connection is as it was
+            raise
+        finally:
+            with self._turn:
+                kept = intact and breaker is self._breaker
+                if kept:
+                    self._conn = conn
+            if not kept:
+                conn.close()
+
+
+def _ended(conn: psycopg.Connection[Any]) -> bool:
+    """Whether the server ended an idle connection; nothing else can have come on it."""
+    with contextlib.suppress(psycopg.Error, OSError), PortableSelector() as selector:
+        selector.register(conn.pgconn.socket, selectors.EVENT_READ)
+        if selector.select(0):
+            conn.pgconn.consume_input()  # a notice or a changed setting, or the end
+        return False
+    return True
+
+
+_kept: list[Any] = []  # in a forked child: never collected, for its clean-up is the parent's

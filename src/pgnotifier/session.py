@@ -1,47 +1,37 @@
-"""One connection to PostgreSQL, for that connection's life: open, listen, drain, abort, close.
+"""One connection that listens, for that connection's life: open, listen, drain, check, close.
 
 Touched by one thread at a time: the listener thread while it runs, the changing caller between two listener
-threads. Only `abort` may be called from any thread.
+threads. What waits for the server can be ended from any thread, by the breaker that the session was given.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
-import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection
+from datetime import datetime, timedelta, timezone
+from math import inf
 from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import error_from_result
+from pyrsistent import PMap, pmap
 
 from .errors import CannotListen
+from .wire import Breaker, Source, answer, checked, connect
 
-DbConf = str | Mapping[str, Any]
-Source = DbConf | Callable[[], DbConf]
+ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, without a heartbeat (contract 10)
 
-ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels (contract 10)
+# A process that notifies signals the listeners just after its commit: so much earlier than the question.
+SIGNAL_TIME = timedelta(milliseconds=250)
 
-
-def connect(source: Source) -> psycopg.Connection[Any]:
-    """Connect as the user says, with the library's own settings added; the user's mapping stays as it is."""
-    conf = source() if callable(source) else source
-    params = conninfo_to_dict(conf) if isinstance(conf, str) else dict(conf)
-    params["client_encoding"] = "UTF8"
-    params.setdefault("fallback_application_name", "pgnotifier")
-    if not _set_elsewhere("connect_timeout", "PGCONNECT_TIMEOUT", params):
-        params["connect_timeout"] = 10
-    params["autocommit"] = True
-    return psycopg.connect(**params)
+# What a session must still be: the same server process, listening to as many channels.
+_CHECK = b"SELECT pg_backend_pid(), (SELECT count(*) FROM pg_listening_channels())"
 
 
-def _set_elsewhere(name: str, variable: str, params: Mapping[str, Any]) -> bool:
-    # A service file may set it too, and libpq does not say so: leave it the last word.
-    return name in params or variable in os.environ or "service" in params or "PGSERVICE" in os.environ
+def now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def quote(name: str) -> str:
@@ -50,98 +40,187 @@ def quote(name: str) -> str:
 
 
 class Session:
-    """A connection and the set of channels that the server was told to listen to."""
+    """A connection and the channels that the server was told to listen to.
 
-    def __init__(self, source: Source) -> None:
-        """Connect. Raises `psycopg.OperationalError`, and leaves nothing open then."""
-        self._conn = connect(source)
-        self.pid = self._conn.info.backend_pid
-        self.fileno = self._conn.fileno()
-        self.listened: frozenset[str] = frozenset()
-        self._arrived: list[psycopg.Notify] = []  # with a command's answer, before the next drain
-        # A second handle to the same socket, so that abort() needs nothing of the connection.
-        self._socket = socket.socket(fileno=os.dup(self.fileno))
+    `heartbeat` is in seconds, or None. `well` is the last moment before which nothing can have been missed: the
+    sending of the last question that was answered, for a session's notifications and answers come in order.
+    """
 
-    def listen(self, wanted: Iterable[str]) -> None:
-        """Make the server listen to `wanted` and nothing else: the difference, in one round trip.
+    def __init__(self, source: Source, heartbeat: float | None, breaker: Breaker) -> None:
+        """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
+        self._breaker = breaker
+        self._heartbeat = heartbeat
+        self.well = now()
+        self._conn = connect(source, breaker)
+        try:
+            self.fileno = self._conn.fileno()
+            self._inode = os.fstat(self.fileno).st_ino
+            self._encrypted = self._conn.pgconn.ssl_in_use
+            self.active: PMap[str, bool] = pmap()
+            self._arrived: list[Any] = []  # and not yet drained
+            self._asked: tuple[float, datetime] | None = None  # when the check that is under way was sent
+            self._partial: list[Any] = []  # what has come of its answer
+            self._heard = self._answered = monotonic()
+            self.pid = int(self._ask(_CHECK)[-1].get_value(0, 0))
+        except BaseException:
+            self._conn.close()
+            raise
 
-        All or nothing: after a refusal (`psycopg.Error`, the session still open) the channels are as before.
+    def listen(self, add: Collection[str], remove: Collection[str] = ()) -> None:
+        """Listen to `add` and no longer to `remove`, in one round trip.
+
+        All or nothing: after a refusal (`psycopg.Error`, with `lost` false) the channels are as before.
         """
-        wanted = frozenset(wanted)
-        commands = [f"LISTEN {quote(name)}" for name in sorted(wanted - self.listened)]
-        commands += [f"UNLISTEN {quote(name)}" for name in sorted(self.listened - wanted)]
-        if commands:
-            self._execute(";".join(commands).encode())
-            self.listened = wanted
+        commands = [f"LISTEN {quote(name)}" for name in add] + [f"UNLISTEN {quote(name)}" for name in remove]
+        if not commands:
+            return
+        self._ask(";".join(commands).encode())
+        active = self.active.evolver()
+        for name in add:
+            active[name] = True
+        for name in remove:
+            active.remove(name)
+        self.active = active.persistent()
 
-    def drain(self) -> list[psycopg.Notify]:
-        """All notifications that have arrived, in order; does not wait. Raises when the connection is lost."""
+    def listen_where_allowed(self, add: Collection[str], remove: Collection[str] = ()) -> dict[str, psycopg.Error]:
+        """As `listen`, for all names that the server takes; returns those that it refused, each with its reason."""
+        try:
+            self.listen(add, remove)
+        except psycopg.Error as error:
+            names = list(add)
+            if self.lost or isinstance(error, CannotListen) or not names:
+                raise
+            if len(names) == 1 and not remove:
+                return {names[0]: error}
+            half = len(names) // 2
+            self.listen((), remove)
+            return {**self.listen_where_allowed(names[:half]), **self.listen_where_allowed(names[half:])}
+        return {}
+
+    def verify(self) -> None:
+        """Ask the server whether this session still listens. Raises `CannotListen`, `psycopg.OperationalError`."""
+        self._judge(self._ask(_CHECK))
+
+    @property
+    def lost(self) -> bool:
+        return self._conn.pgconn.status == pq.ConnStatus.BAD or self._breaker.broken
+
+    def drain(self) -> list[Any]:
+        """All notifications that have arrived, in order; does not wait. Raises when the connection is lost.
+
+        What had arrived by then is kept, for `leftover`.
+        """
         batch, self._arrived = self._arrived, []
-        batch += self._conn.notifies(timeout=0)
-        # What a command read beyond its own answer lies in libpq's buffer while the socket is silent.
-        self._take(batch)
-        if not batch and self._conn.pgconn.status == pq.ConnStatus.BAD:
-            raise psycopg.OperationalError("the connection is lost")
+        try:
+            batch += self._conn.notifies(timeout=0)
+            if self._encrypted:
+                # A decrypted rest can wait in the TLS layer while the socket is silent: twice is enough for a record.
+                self._conn.pgconn.consume_input()
+                self._take(batch)
+                self._conn.pgconn.consume_input()
+                self._take(batch)
+            if self._asked is not None:
+                self._hear(batch)
+            elif not batch and self._conn.pgconn.status == pq.ConnStatus.BAD:
+                raise psycopg.OperationalError("the connection was lost")
+        except BaseException:
+            self._arrived = batch
+            raise
         return batch
 
-    def abort(self) -> None:
-        """End whatever waits for the server, at once. From any thread; the session is lost then."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+    def put_back(self, rest: list[Any]) -> None:
+        """Have `rest` come first in the next drain."""
+        self._arrived = rest + self._arrived
+
+    def leftover(self) -> list[Any]:
+        """What had arrived before the connection was lost, and was not drained."""
+        rest, self._arrived = self._arrived, []
+        return rest
+
+    def check(self, heard: bool) -> float:
+        """Ask the server where that is due; `heard` says whether bytes have come since the last call.
+
+        Returns when (monotonic seconds) to come again. Raises `psycopg.OperationalError` where an answer is overdue.
+        The question goes out every `heartbeat` seconds under traffic too, so that `well` stays recent; but only
+        silence for `heartbeat` seconds counts against the connection.
+        """
+        if self._heartbeat is None:
+            return inf
+        moment = monotonic()
+        if heard:
+            self._heard = moment
+        if self._asked is None:
+            due = self._answered + self._heartbeat
+            if moment < due:
+                return due
+            self._asked = (moment, now())
+            self._conn.pgconn.send_query(_CHECK)
+        self._conn.pgconn.flush()
+        overdue = max(self._asked[0], self._heard) + self._heartbeat
+        if moment >= overdue:
+            raise psycopg.OperationalError(f"no answer from the server within {self._heartbeat:g} seconds")
+        return overdue
 
     def close(self) -> None:
-        self._socket.close()
         self._conn.close()
 
     def abandon(self) -> None:
-        """In a forked child: drop the handle. The connection knows which process made it, and closes nothing."""
-        self._socket.close()
+        """In a forked child: close the child's handle; the server and the parent do not notice."""
+        with contextlib.suppress(OSError):
+            if os.fstat(self.fileno).st_ino == self._inode:  # the number may name another file by now
+                os.close(self.fileno)
 
-    def _take(self, into: list[psycopg.Notify]) -> None:
+    def _take(self, into: list[Any]) -> None:
         pgconn = self._conn.pgconn
         while (n := pgconn.notifies()) is not None:
             into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
 
-    def _execute(self, sql: bytes) -> None:
+    def _ask(self, sql: bytes) -> list[Any]:
+        """Send a query and wait for its answer; what notifications come meanwhile are kept for the next drain."""
+        limit = ANSWER_TIMEOUT if self._heartbeat is None else self._heartbeat
+        deadline = monotonic() + limit
+        pgconn = self._conn.pgconn
         try:
-            self._conn.pgconn.send_query(sql)
-            answer(self._conn, monotonic() + ANSWER_TIMEOUT, self.abort)
+            if self._asked is not None:  # a check is under way: its answer comes first
+                self._judge(self._partial + answer(self._conn, self._breaker, deadline, limit))
+            sent = now()
+            pgconn.send_query(sql)
+            results = answer(self._conn, self._breaker, deadline, limit)
+            self._well(sent)
+            return results
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise CannotListen(
+                f"{error}; a standby cannot listen: connect to the primary, for example with "
+                "target_session_attrs=read-write"
+            ) from None
         finally:
-            if self._conn.pgconn.status == pq.ConnStatus.OK:
+            if pgconn.status == pq.ConnStatus.OK:
                 self._take(self._arrived)
 
-
-def answer(conn: psycopg.Connection[Any], deadline: float, late: Callable[[], None]) -> None:
-    """Wait for the whole answer to a query that was sent, until `deadline` (monotonic); then `late()` is called.
-
-    psycopg's own wait has no deadline that a silent network cannot outlast. Raises what the server refused, or
-    `psycopg.OperationalError` where there is no answer.
-    """
-    pgconn = conn.pgconn
-    refused: psycopg.Error | None = None
-    poll = select.poll()
-    while True:
-        unsent = pgconn.flush()
+    def _hear(self, batch: list[Any]) -> None:
+        """Read as much of a check's answer as has come, and the notifications behind it."""
+        pgconn = self._conn.pgconn
         while not pgconn.is_busy():
             result = pgconn.get_result()
+            self._take(batch)
             if result is None:
-                if pgconn.status == pq.ConnStatus.BAD:
-                    raise psycopg.OperationalError("the connection was lost") from refused
-                if refused is not None:
-                    raise refused
+                self._judge(checked(pgconn, self._partial))
                 return
-            if result.status == pq.ExecStatus.FATAL_ERROR and refused is None:
-                refused = _refusal(result)
-        poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
-        left = deadline - monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            late()
-            raise psycopg.OperationalError(f"no answer from the server within {ANSWER_TIMEOUT:g} seconds")
-        pgconn.consume_input()
+            self._partial.append(result)
 
+    def _judge(self, results: list[Any]) -> None:
+        """Compare a check's answer with what the session should be."""
+        asked, self._asked, self._partial = self._asked, None, []
+        if asked is not None:
+            self._well(asked[1])
+        pid, listening = (int(results[-1].get_value(0, column)) for column in (0, 1))
+        if pid != self.pid or listening != len(self.active):
+            raise CannotListen(
+                f"the session listens to {listening} of {len(self.active)} channels (server process {pid}, at first "
+                f"{self.pid}): a pooler in transaction mode, or an UNLISTEN; connect to PostgreSQL directly, or pool "
+                "by session"
+            )
 
-def _refusal(result: Any) -> psycopg.Error:
-    error = error_from_result(result, encoding="utf-8")
-    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.ObjectNotInPrerequisiteState):
-        return CannotListen(f"{error}; a standby cannot listen: connect to the primary (target_session_attrs)")
-    return error
+    def _well(self, sent: datetime) -> None:
+        self.well = sent - SIGNAL_TIME
+        self._answered = monotonic()

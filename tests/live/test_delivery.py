@@ -160,7 +160,7 @@ def test_refused_calls_change_nothing(server: str) -> None:
     """Contract 12."""
     with Notifier(server) as n:
         n.subscribe(1, "a", print)
-        before = n.channels(), n.subscribers(), n._registry
+        before = n.channels(), n.subscribers(), n._keeper.registry
         calls: list[tuple[type[BaseException], Any]] = [
             (InvalidChannel, lambda: n.subscribe(1, "", print)),
             (InvalidChannel, lambda: n.add_channels(["ok", "x" * 64])),
@@ -179,8 +179,8 @@ def test_refused_calls_change_nothing(server: str) -> None:
         for error, call in calls:
             with pytest.raises(error):
                 call()
-        assert (n.channels(), n.subscribers(), n._registry) == before
-        assert n._registry is before[2]
+        assert (n.channels(), n.subscribers(), n._keeper.registry) == before
+        assert n._keeper.registry is before[2]
 
 
 def test_a_name_the_server_refuses(server: str) -> None:
@@ -247,16 +247,3 @@ def test_no_server_leaves_nothing() -> None:
     with pytest.raises(psycopg.OperationalError):
         Notifier({"host": "127.0.0.1", "port": 1})
     assert threading.active_count() == before
-
-
-def test_a_lost_session_ends_the_listener_audibly(
-    server: str, sender: Conn, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Contract 5: is_running() is false once the listener has ended for any reason."""
-    with Notifier(server) as n:
-        sender.execute("select pg_terminate_backend(%s)", (n.status()["pid"],))
-        until(lambda: not n.is_running())
-        assert n.status()["last_error"]
-        n.start()
-        assert n.is_running()
-    assert "the connection is lost" in caplog.text

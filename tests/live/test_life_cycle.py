@@ -90,8 +90,8 @@ def test_ctrl_c_interrupts_wait(server: str) -> None:
         server,
         """
         with Notifier(sys.argv[1]) as n:
-            print("ready", flush=True)
             try:
+                print("ready", flush=True)
                 n.wait()
             except KeyboardInterrupt:
                 print("interrupted")

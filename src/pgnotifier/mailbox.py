@@ -1,0 +1,229 @@
+"""What waits for one subscriber id: bounded, in order, and exact about what it threw away (contract 9).
+
+The listener thread puts, one worker at a time grabs; every method holds the mailbox's own lock, for as long as it
+moves items and no longer. No user code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Hashable, Sequence
+from datetime import datetime
+from typing import Any
+
+from psycopg import Notify
+
+from .gap import Gap, merge
+from .hearing import Telling
+from .registry import EMPTY, SYSCHAN, Registry
+
+PATIENCE = 1.0  # seconds that the listener waits for a full mailbox in all, renewed when it has been empty
+FAST = 10_000  # a second: the listener waits without limit for a subscriber that takes more
+WINDOW = 0.5  # seconds of waiting over which that is measured
+MOST = 256  # items that a worker takes at a time
+
+
+class Shared:
+    """A notification for several subscribers: decoded once, by the first worker that needs it, under `lock`."""
+
+    __slots__ = ("channel", "failed", "lock", "payload", "pid", "text", "undecoded")
+
+    def __init__(self, channel: str, text: str, pid: int, lock: Any) -> None:
+        self.channel, self.text, self.pid, self.lock = channel, text, pid, lock
+        self.undecoded, self.failed = True, False
+        self.payload: Any = None
+
+
+class Event(Shared):
+    """One of the notifier's own events: nothing to decode."""
+
+    __slots__ = ()
+
+    def __init__(self, payload: dict[str, Any]) -> None:
+        super().__init__(SYSCHAN, "", 0, None)
+        self.undecoded, self.payload = False, payload
+
+
+Item = Notify | Shared | Telling
+
+
+class _Latest:
+    """A place in the queue that newer notifications of its channel take over (`deliver="latest"`)."""
+
+    __slots__ = ("channel", "item")
+
+    def __init__(self, item: Any) -> None:
+        self.channel, self.item = item.channel, item
+
+
+class Mailbox:
+    """`claimed`: it is in the queue of the ready, on a worker or on an event loop. That lock is the claim."""
+
+    def __init__(self, id: Hashable, limit: int) -> None:
+        self.id = id
+        self.limit = limit
+        self.lock = threading.Lock()
+        self.claim = threading.Lock()
+        self.loop: Any = None  # the event loop that has the claim
+        self.task: Any = None
+        self.shipped: deque[Any] | None = None  # to that loop, and not begun
+        self.leaving = True  # look whether its id is still subscribed somewhere, when it is through
+        self.seen: Registry = EMPTY  # the registry that `subs` was read from
+        self.subs: dict[str, Any] = {}
+        self.turn = 8  # items to take at a time, as fast as the callback is
+        self.waited_for = False  # the listener waits for room
+        self.announced = 0.0  # monotonic seconds, when an event last told of an overflow
+        self.taken = 0
+        self.renew()
+        self._items: deque[Any] = deque()
+        self._latest: dict[str, _Latest] = {}
+        self._held = 0  # taken, and not begun
+        self._added = 0
+        self._marks: deque[tuple[int, datetime]] = deque()
+        self._first: dict[str, bool] = {}  # channels whose first telling comes before all that waits
+        self._lost: dict[str, Gap] = {}  # and gaps of what was thrown away there
+        self.unannounced: dict[str, int] = {}  # how many of them no event has told
+        self.delivered = self.failed = self.dropped = 0
+
+    def renew(self) -> None:
+        self.patience = PATIENCE
+        self._window = (0.0, 0)  # seconds waited, and how many were taken in them
+
+    def waited(self, seconds: float, taken: int) -> None:
+        """The listener has waited for room, in which `taken` items were taken: what its patience lost by that."""
+        waited, before = self._window
+        waited, taken = waited + seconds, taken + before
+        if waited < WINDOW and waited < self.patience:
+            self._window = (waited, taken)
+            return
+        self._window = (0.0, 0)
+        if taken <= FAST * waited:
+            self.patience -= waited
+
+    def announce(self) -> dict[str, int]:
+        """How many of each channel were dropped since the last time."""
+        with self.lock:
+            told, self.unannounced = self.unannounced, {}
+        return told
+
+    def __len__(self) -> int:
+        return len(self._items) + self._held
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._items)
+
+    @property
+    def room(self) -> int:
+        return self.limit - len(self._items) - self._held
+
+    def put(self, items: Sequence[Item], well: datetime) -> None:
+        """Append; the caller has seen to the room. All before `well` has been received."""
+        with self.lock:
+            self._mark(well)
+            self._items.extend(items)
+            self._added += len(items)
+
+    def put_latest(self, item: Any, well: datetime) -> bool:
+        """Take the place of the one of that channel that still waits; whether there was one."""
+        with self.lock:
+            place = self._latest.get(item.channel)
+            if place is not None:
+                place.item = item
+                return True
+            self._mark(well)
+            place = self._latest[item.channel] = _Latest(item)
+            self._items.append(place)
+            self._added += 1
+            return False
+
+    def grab(self) -> list[Item]:
+        """Take some of the oldest, with what is to be told before them."""
+        with self.lock:
+            items = self._items
+            if len(self._marks) > 1:
+                first = self._added - len(items)
+                while len(self._marks) > 1 and self._marks[1][0] <= first:
+                    self._marks.popleft()
+            size = min(len(items), self.turn, self.limit // 8 or 1)
+            if size == len(items):
+                hand = list(items)
+                items.clear()
+                self.renew()
+            else:
+                hand = [items.popleft() for _ in range(size)]
+            if self._latest:
+                hand = [self._unwrap(item) if type(item) is _Latest else item for item in hand]
+            self._held = max(0, size - 1)
+            self.taken += size
+            if self._lost or self._first:
+                hand = [*self._before(), *hand]
+        return hand
+
+    def give_back(self, items: Sequence[Item]) -> None:
+        """Put what was not begun before all that waits."""
+        with self.lock:
+            self._items.extendleft(reversed(items))
+            self.taken -= len(items)
+            self._held = 0
+
+    def done(self) -> None:
+        """The grabbed ones are through."""
+        self._held = 0
+
+    def drop(self, count: int, moment: datetime) -> int:
+        """Throw away the oldest `count`, to be told of where they stood; returns how many were notifications."""
+        number = 0
+        with self.lock:
+            since = self._marks[0][1]
+            for _ in range(min(count, len(self._items))):
+                item = self._items.popleft()
+                if type(item) is _Latest:
+                    self._unwrap(item)
+                channel = item.channel
+                if type(item) is not Telling:
+                    number += 1
+                    self.unannounced[channel] = self.unannounced.get(channel, 0) + 1
+                    self._lost[channel] = merge(self._lost.get(channel), Gap(channel, "overflow", since, moment, 1))
+                elif item.gap is None:
+                    self._first[channel] = True
+                else:
+                    self._lost[channel] = merge(self._lost.get(channel), item.gap)
+            self.dropped += number
+        return number
+
+    def clear(self) -> list[Telling]:
+        """Throw away all but SYSCHAN's; returns what was to be told."""
+        with self.lock:
+            untold = [*self._before(), *(item for item in self._items if type(item) is Telling)]
+            kept = [item for item in self._items if type(item) is not Telling and item.channel == SYSCHAN]
+            self._items.clear()
+            self._items.extend(kept)
+            self._latest = {c: place for c, place in self._latest.items() if c == SYSCHAN}
+        return untold
+
+    def oldest(self, well: datetime) -> datetime:
+        """Before that moment nothing is waiting or being handled; `well` where nothing is."""
+        with self.lock:
+            return self.oldest_unlocked(well)
+
+    def oldest_unlocked(self, well: datetime) -> datetime:
+        """For a forked child, in which the lock may be held for ever."""
+        busy = self._items or self._held or self.claim.locked()
+        return min(well, self._marks[0][1]) if busy and self._marks else well
+
+    def _before(self) -> list[Telling]:
+        told = [Telling(channel, None) for channel in self._first]
+        told += [Telling(channel, gap) for channel, gap in self._lost.items()]
+        self._first, self._lost = {}, {}
+        return told
+
+    def _mark(self, well: datetime) -> None:
+        if not self._marks or self._marks[-1][1] != well:
+            self._marks.append((self._added, well))
+
+    def _unwrap(self, place: _Latest) -> Any:
+        if self._latest.get(place.channel) is place:
+            del self._latest[place.channel]
+        return place.item

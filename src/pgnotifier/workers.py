@@ -1,0 +1,126 @@
+"""The worker threads and the queue of mailboxes that are ready for a turn (contract 8 and 9).
+
+A mailbox with something in it stands in the queue once: whoever takes its claim puts it there, or gives it a turn.
+User code is called by `calls` alone, with the claim held.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from time import monotonic, perf_counter
+
+from .mailbox import Mailbox
+
+TURN = 0.005  # seconds that a mailbox may keep a worker while others are waiting
+
+
+class Workers:
+    """`run(mailbox)` gives a turn, and says whether an event loop has the claim now; `through(mailbox)` comes after
+    each turn, and says whether the claim is to be given back."""
+
+    def __init__(self, count: int, run: Callable[[Mailbox], bool], through: Callable[[Mailbox], bool]) -> None:
+        self._count, self._run, self._through = count, run, through
+        self.changed = threading.Condition()  # something to do, a worker has ended, a mailbox is empty
+        self.running = False
+        self.watched = False  # somebody waits for mailboxes to be empty
+        self._ready: deque[Mailbox] = deque()
+        self._idle = 0
+        self._numbers: set[int] = set()  # of the workers that live
+        self._threads: set[threading.Thread] = set()
+
+    def offer(self, boxes: Iterable[Mailbox]) -> None:
+        """Have those that nobody has the claim of stand in the queue."""
+        added = 0
+        for box in boxes:
+            if box.claim.acquire(False):
+                self._ready.append(box)
+                added += 1
+        if added and self._idle:
+            with self.changed:
+                self.changed.notify(added)
+
+    def release(self, box: Mailbox) -> None:
+        """Whoever has the claim is through with a turn. On a worker, or on an event loop."""
+        box.done()
+        if not self._through(box):
+            return
+        if len(box):
+            self._ready.append(box)
+            if self._idle:
+                with self.changed:
+                    self.changed.notify()
+            return
+        box.claim.release()
+        if len(box):
+            self.offer((box,))
+        elif self.watched:
+            with self.changed:
+                self.changed.notify_all()
+
+    def start(self) -> None:
+        """Have all of them run; those that are still in a callback from before go on."""
+        with self.changed:
+            self.running = True
+            missing = [n for n in range(1, self._count + 1) if n not in self._numbers]
+            self._numbers.update(missing)
+        try:
+            while missing:
+                name = f"pgnotifier-worker-{missing[0]}"
+                thread = threading.Thread(target=self._work, args=(missing[0],), name=name, daemon=True)
+                self._threads.add(thread)
+                thread.start()
+                del missing[0]
+        except BaseException:
+            with self.changed:
+                self._numbers.difference_update(missing)
+            raise
+
+    def stop(self) -> None:
+        """Have them end when the queue is empty."""
+        with self.changed:
+            self.running = False
+            self.changed.notify_all()
+
+    def wait(self, condition: Callable[[], object], deadline: float) -> None:
+        """Wait until `condition()` holds, as often as something has changed, until `deadline` (monotonic seconds)."""
+        with self.changed:
+            self.changed.wait_for(condition, max(0.0, deadline - monotonic()))
+
+    @property
+    def ended(self) -> bool:
+        return not self._numbers
+
+    def is_one(self, thread: threading.Thread) -> bool:
+        return thread in self._threads
+
+    def _next(self) -> Mailbox | None:
+        ready = self._ready
+        while True:
+            try:
+                return ready.popleft()
+            except IndexError:
+                with self.changed:
+                    self._idle += 1
+                    while self.running and not ready:
+                        self.changed.wait()
+                    self._idle -= 1
+                    if not ready:  # and not running any more
+                        return None
+
+    def _work(self, number: int) -> None:
+        try:
+            while (box := self._next()) is not None:
+                end = perf_counter() + TURN
+                while True:
+                    if self._run(box):
+                        break  # an event loop has the claim
+                    if not box.waiting or perf_counter() > end:
+                        self.release(box)
+                        break
+        finally:
+            with self.changed:
+                self._numbers.discard(number)
+                self._threads.discard(threading.current_thread())
+                self.changed.notify_all()
