@@ -268,8 +268,3 @@ class Calls:
         except BaseException as error:
             self._fatally(box, error)
             raise
-
-
-def is_coroutine_function(f: object) -> bool:
-    """Whether calling `f` gives a coroutine: an `async def`, a partial of one, or an object whose call is one."""
-    return inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None))  # noqa: B004

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
 from time import monotonic
 from typing import Any, Literal
@@ -17,11 +16,19 @@ from psycopg import Notify
 from pyrsistent import PVector
 
 from . import lifecycle, registry
-from .calls import is_coroutine_function
+from .arguments import (
+    check_channel,
+    check_channels,
+    check_dbconf,
+    check_id,
+    check_options,
+    check_seconds,
+    make_subscription,
+)
 from .delivery import Delivery
 from .keeper import Keeper
 from .payload import decode as default_decode
-from .registry import Callback, OnListen, Registry, Subscription
+from .registry import Callback, OnListen, Registry
 from .sender import Sender
 from .session import now
 from .wire import Source
@@ -56,27 +63,10 @@ class Notifier:
         retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
     ) -> None:
-        if not (isinstance(dbconf, str | Mapping) or callable(dbconf)):
-            raise TypeError(
-                f"dbconf must be a str, a mapping or a callable that returns one, not {type(dbconf).__name__}"
-            )
-        if not callable(decode):
-            raise TypeError(f"decode must be callable, not {decode!r:.100}")
-        for name, number in (("workers", workers), ("max_pending", max_pending)):
-            if type(number) is not int or number < 1:
-                raise ValueError(f"{name} must be an int of at least 1, not {number!r:.100}")
-        if heartbeat is not None and not (_is_seconds(heartbeat) and heartbeat > 0):
-            raise ValueError(f"heartbeat must be more than 0 seconds, or None, not {heartbeat!r:.100}")
-        try:
-            least, most = retry_delay
-        except (TypeError, ValueError):
-            least = most = -1.0
-        if not (_is_seconds(least) and _is_seconds(most) and 0 <= least <= most):
-            raise ValueError(
-                f"retry_delay must be two numbers of seconds, 0 <= least <= most, not {retry_delay!r:.100}"
-            )
+        check_dbconf(dbconf)
+        seconds, delays = check_options(decode, workers, max_pending, heartbeat, retry_delay)
         self._decode = decode
-        self._options = (dbconf, heartbeat, (float(least), float(most)))
+        self._options = (dbconf, seconds, delays)
         self._received = 0
         self._serial = 0
         self.daemon = bool(daemon)
@@ -96,12 +86,12 @@ class Notifier:
 
     def add_channels(self, channels: Channels) -> None:
         """Register channels, unmuted, without subscribers; a no-op for those that exist."""
-        names = registry.check_channels(channels)
+        names = check_channels(channels)
         self.__change(lambda reg: registry.add_channels(reg, names), autorun=False)
 
     def remove_channels(self, channels: Channels, autorun: bool = True) -> None:
         """Forget channels with their subscriptions; a no-op for those that do not exist."""
-        names = registry.check_channels(channels)
+        names = check_channels(channels)
         self.__change(lambda reg: registry.remove_channels(reg, names), autorun)
 
     def subscribe(
@@ -125,23 +115,9 @@ class Notifier:
 
         Raises `psycopg.Error` where the server refuses the name, and changes nothing then.
         """
-        registry.check_id(id)
-        name = registry.check_channel(channel)
-        if not callable(fn):
-            raise TypeError(f"a callback must be callable, not {fn!r:.100}")
-        if on_listen is not None and not callable(on_listen):
-            raise TypeError(f"on_listen must be callable, not {on_listen!r:.100}")
-        if deliver not in ("all", "latest"):
-            raise ValueError(f"deliver must be 'all' or 'latest', not {deliver!r:.100}")
-        if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
-            raise TypeError(f"loop must be an event loop, not {loop!r:.100}")
-        awaits, tells_by_awaiting = is_coroutine_function(fn), is_coroutine_function(on_listen)
-        if loop is None and (awaits or tells_by_awaiting):
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:
-                raise TypeError(f"{fn!r:.100} is a coroutine function: give its event loop as loop=") from None
-        sub = Subscription(fn, False, on_listen, deliver == "latest", loop, awaits, tells_by_awaiting)
+        check_id(id)
+        name = check_channel(channel)
+        sub = make_subscription(fn, on_listen, deliver, loop)
 
         def step(reg: Registry) -> Registry:
             self._serial += 1
@@ -151,8 +127,8 @@ class Notifier:
 
     def unsubscribe(self, id: Hashable, channel: str, autorun: bool = True) -> None:
         """Remove that pair and no other; a no-op where it does not exist."""
-        registry.check_id(id)
-        name = registry.check_channel(channel)
+        check_id(id)
+        name = check_channel(channel)
         self.__change(lambda reg: registry.unsubscribe(reg, id, name), autorun)
 
     def mute_channels(self, channels: Channels = ()) -> None:
@@ -193,11 +169,11 @@ class Notifier:
 
     def muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers muted there."""
-        return registry.ids_by_channel(self._keeper.registry, registry.check_channels(channels), True)
+        return registry.ids_by_channel(self._keeper.registry, check_channels(channels), True)
 
     def non_muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers not muted there."""
-        return registry.ids_by_channel(self._keeper.registry, registry.check_channels(channels), False)
+        return registry.ids_by_channel(self._keeper.registry, check_channels(channels), False)
 
     # -- life cycle -----------------------------------------------------------------------------------------
 
@@ -218,10 +194,9 @@ class Notifier:
         `drain=True` delivers what waits first, within the same time. From a callback, or on an event loop that has
         one running, it waits for none and drains nothing. A no-op on a stopped notifier.
         """
-        if not _is_seconds(timeout):
-            raise ValueError(f"timeout must be a number of seconds, not {timeout!r:.100}")
+        seconds = check_seconds("timeout", timeout)
         self._sender.close()
-        self.__maybe_stop(timeout, drain)
+        self.__maybe_stop(seconds, drain)
 
     def is_running(self) -> bool:
         """True from construction or `start()` until `stop()`, or until the listener has ended for another reason."""
@@ -248,10 +223,10 @@ class Notifier:
             "active": self.active_channels(),
             "received": self._received,
             **counts,
-            "restarts": keeper.restarts,
-            "reconnects": keeper.reconnects,
-            "last_error": keeper.last_error,
-            "since": keeper.since,
+            "restarts": keeper.history.restarts,
+            "reconnects": keeper.history.reconnects,
+            "last_error": keeper.history.last_error,
+            "since": keeper.history.since,
         }
 
     def notify(self, channel: str, payload: object = "") -> None:
@@ -260,7 +235,7 @@ class Notifier:
         Anything else goes through `encode`. Raises `InvalidChannel`, `PayloadTooLong`, `TypeError`, `ValueError`, and
         `psycopg.OperationalError` where the server can't be reached or gives no answer for ten seconds.
         """
-        self._sender.send(registry.check_channel(channel), payload)
+        self._sender.send(check_channel(channel), payload)
 
     # -- 0.0.10's private seam ------------------------------------------------------------------------------
 
@@ -292,16 +267,16 @@ class Notifier:
         return registry.valid_channels(self._keeper.registry)
 
     def __mute_chans(self, channels: Channels, b: bool) -> None:
-        names = registry.check_channels(channels)
+        names = check_channels(channels)
         self.__change(lambda reg: registry.mute_channels(reg, names, b), autorun=True)
 
     def __mute_sub(self, id: Hashable, channels: Channels, b: bool) -> None:
-        registry.check_id(id)
-        names = registry.check_channels(channels)
+        check_id(id)
+        names = check_channels(channels)
         self.__change(lambda reg: registry.mute_subscriber(reg, id, names, b), autorun=True)
 
     def __by_mute(self, channels: Channels, b: bool) -> list[str]:
-        names, reg = registry.check_channels(channels), self._keeper.registry
+        names, reg = check_channels(channels), self._keeper.registry
         return sorted(c for c, entry in reg.channels.items() if entry.mute == b and (not names or c in names))
 
     def _listened(self) -> Iterable[str]:
@@ -318,9 +293,6 @@ class Notifier:
         old = self._keeper
         self._delivery = self._delivery.heir(self._decode, self._fatal, old.well())
         self._keeper = Keeper(*self._options, self._delivery, self.__notify, old.registry)
-        old.abandon()
+        if old.link is not None:
+            old.link.abandon()
         self._sender.abandon()
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)

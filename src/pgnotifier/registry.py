@@ -13,12 +13,11 @@ from typing import Any
 
 from pyrsistent import PMap, PVector, pmap, pvector
 
-from .errors import InvalidChannel, UnknownChannel, UnknownSubscriber
+from .errors import UnknownChannel, UnknownSubscriber
 from .gap import Gap
 from .maps import assoc_in, dissoc_in, filterkv
 
 SYSCHAN = "PGNOTIFIER"
-MAX_CHANNEL_BYTES = 63
 
 Callback = Callable[[Any, str, Any, int], Any]
 Touched = tuple[str, tuple[Hashable, ...] | None]
@@ -77,43 +76,6 @@ def recorded(reg: Registry) -> Registry:
 def told(reg: Registry) -> Registry:
     """`reg` after the server was told of all that is valid, too."""
     return replace(reg, touched=(), stale=pmap()) if reg.stale or reg.touched else reg
-
-
-def check_channel(name: object) -> str:
-    """Return `name` where PostgreSQL can hold it exactly as given (contract 12)."""
-    if not isinstance(name, str):
-        raise TypeError(f"a channel name must be a str, not {type(name).__name__}: {name!r:.100}")
-    if not name:
-        raise InvalidChannel("a channel name must not be empty: ''")
-    if "\0" in name:
-        raise InvalidChannel(f"a channel name must not hold NUL: {name!r:.100}")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        raise InvalidChannel(f"a channel name must not hold a lone surrogate: {name!r:.100}") from None
-    if size > MAX_CHANNEL_BYTES:
-        raise InvalidChannel(
-            f"a channel name must be at most {MAX_CHANNEL_BYTES} bytes in UTF-8, not {size}: {name!r:.100}"
-        )
-    return str(name)
-
-
-def check_channels(channels: object) -> tuple[str, ...]:
-    """Return the names as a tuple without repetitions: one `str`, or an iterable of `str`."""
-    if isinstance(channels, str):
-        return (check_channel(channels),)
-    if isinstance(channels, bytes) or not isinstance(channels, Iterable):
-        raise TypeError(f"channels must be a str or an iterable of str, not {channels!r:.100}")
-    return tuple(dict.fromkeys(check_channel(c) for c in channels))
-
-
-def check_id(id: object) -> Hashable:
-    """Return `id` where it can be a key."""
-    try:
-        hash(id)
-    except TypeError:
-        raise TypeError(f"a subscriber id must be hashable, not {type(id).__name__}: {id!r:.100}") from None
-    return id
 
 
 def _put(reg: Registry, name: str, entry: Channel | None) -> Registry:

@@ -1,0 +1,226 @@
+"""One `start` to `stop`: its sessions, one after the other, and its listener threads.
+
+The first connection and every later one are made by the same function, and published only when what they listen
+to is what the registry of that moment wants. The session is touched by its owner alone: the listener thread, or
+whoever changes channels between two listener threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import monotonic
+from typing import Any
+
+import psycopg
+
+from . import backoff
+from .delivery import Delivery
+from .listener import Listener, new_loop
+from .registry import SYSCHAN, Registry
+from .session import Session, now
+from .wire import Abandoned, Breaker, Source
+
+logger = logging.getLogger("pgnotifier")
+
+STOP_TIME = 0.5  # seconds that the end waits for a thread that is asking for a name or a dbconf
+
+
+@dataclass
+class History:
+    """What `status()` tells of all links."""
+
+    restarts: int = 0
+    reconnects: int = 0
+    last_error: str | None = None
+    since: datetime = field(default_factory=now)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What links are made of; `notify(batch, well, give_up)` hands over, `wanted()` is the registry, under `lock`."""
+
+    source: Source
+    heartbeat: float | None
+    retry_delay: tuple[float, float]
+    delivery: Delivery
+    notify: Callable[[list[Any], datetime, Callable[[], bool]], int]
+    wanted: Callable[[], Registry]
+    lock: Any
+    history: History
+
+
+class Link:
+    """`session` is None while the connection is lost, `closed` from the moment that nobody wants it any more."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._breaker = Breaker()
+        self._loop = new_loop()
+        self.session: Session | None = None
+        self.listener: Listener | None = None
+        self.closed = False
+        self._orphaned = False  # its thread was left asking for a name or a dbconf: that thread cleans up
+        self._up_since = self._down_since = monotonic()
+        self._attempt = 0
+
+    def connect(self) -> Session:
+        """A new session that listens to all that is wanted, published. Raises what kept it from that."""
+        setting = self._setting
+        session = Session(setting.source, setting.heartbeat, self._breaker)
+        try:
+            refused: dict[str, psycopg.Error] = {}
+            reg: Registry | None = None
+            while True:
+                with setting.lock:
+                    if self.closed:
+                        raise Abandoned("given up: the notifier was stopped")
+                    if setting.wanted() is reg:  # nothing has changed since it was asked for
+                        self.session = session
+                        self._up_since = monotonic()
+                        break
+                    reg = setting.wanted()
+                add = [name for name in (SYSCHAN, *reg.valid) if name not in session.active and name not in refused]
+                remove = [name for name in session.active if name not in reg.valid and name != SYSCHAN]
+                refused.update(session.listen_where_allowed(add, remove))
+                session.verify()
+        except BaseException:
+            session.close()
+            raise
+        setting.delivery.connected(session.active, session.well)
+        self.report_refused(refused)
+        setting.history.since = now()
+        return session
+
+    def report_refused(self, refused: dict[str, psycopg.Error]) -> None:
+        """Tell of names that the server does not take; the other channels are heard."""
+        for name, error in refused.items():
+            logger.error("the server refuses to listen to channel %r: %s", name, error)
+            self._setting.delivery.event({"event": "channel_refused", "channel": name, "error": text(error)})
+
+    def spawn(self) -> None:
+        """Start the next listener thread: on the session or, where it is lost, to connect again.
+
+        Raises what kept the thread from starting; there is nothing left to listen with then.
+        """
+        with self._setting.lock:
+            if not self.closed:
+                self.listener = Listener(
+                    self._loop,
+                    self.session,
+                    self.listener,
+                    self._setting.notify,
+                    self._setting.delivery.nudge,
+                    self.lost,
+                    self._reconnect,
+                    self._thread_ended,
+                )
+
+    def lost(self, session: Session, error: BaseException) -> None:
+        """By the owner of the session: it is of no more use."""
+        delivery, history = self._setting.delivery, self._setting.history
+        with self._setting.lock:
+            if self.closed or self.session is not session:
+                session.close()
+                return
+            self.session = None
+            self._down_since = monotonic()
+            history.last_error, history.since = text(error), now()
+        if isinstance(error, psycopg.Error | UnicodeError | OSError):
+            logger.warning("the connection is lost: %s", history.last_error)
+        else:
+            logger.critical("the listener met what it did not expect, and connects again", exc_info=error)
+        session.close()
+        rest = session.leftover()
+        if rest:
+            self._setting.notify(rest, session.well, lambda: self.closed)
+        delivery.disconnected(session.well, text(error))
+        delivery.event({"event": "disconnected", "error": text(error)})
+
+    def _reconnect(self) -> Session | None:
+        """On the listener thread: connect again, for ever; None where the notifier was stopped meanwhile."""
+        least, most = self._setting.retry_delay
+        history = self._setting.history
+        self._attempt = backoff.next_attempt(self._attempt, self._down_since - self._up_since, least, most)
+        attempts = 0
+        while True:
+            seconds = backoff.delay(self._attempt, least, most, random.random())
+            attempts += 1
+            logger.warning("connecting again in %.2f s, attempt %d", seconds, attempts)
+            try:
+                self._breaker.wait(monotonic() + seconds)
+                session = self.connect()
+            except Abandoned:
+                return None
+            except Exception as error:
+                history.last_error = text(error)
+                logger.warning("attempt %d to connect failed: %s", attempts, history.last_error)
+                self._attempt += 1
+                continue
+            down_for = monotonic() - self._down_since
+            history.reconnects += 1
+            logger.info("connected again after %.2f s, attempt %d", down_for, attempts)
+            self._setting.delivery.event({"event": "reconnected", "down_for": down_for, "attempts": attempts})
+            return session
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def give_up(self) -> None:
+        """End all waits for the server, in any thread."""
+        self._breaker.snap()
+
+    def end(self, changing: Any, drain: bool = False) -> list[Any]:
+        """Close what the link holds, once nobody uses it; with `drain` return what had arrived.
+
+        `changing` is the lock of those who change channels: one may be between two listener threads, and what it
+        waits for was given up.
+        """
+        rest: list[Any] = []
+        undisturbed = changing.acquire(timeout=STOP_TIME)
+        try:
+            if self.listener is not None:
+                self.listener.ask_to_stop()
+                if not self.listener.join(STOP_TIME):
+                    self._orphaned = True
+                    if not self.listener.join(0):
+                        return rest
+            session, self.session = self.session, None
+            if session is not None:
+                if drain:
+                    try:
+                        rest = session.drain()
+                    except Exception:
+                        rest = session.leftover()
+                session.close()
+        finally:
+            if undisturbed:
+                changing.release()
+        if undisturbed:
+            self._close()
+        return rest
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's session without touching it."""
+        if self.session is not None:
+            self.session.abandon()
+        self._breaker.close()
+        _kept.append(self)
+
+    def _thread_ended(self) -> None:
+        if self._orphaned:
+            self._close()
+
+    def _close(self) -> None:
+        self._breaker.close()
+        if not self._loop.is_running():
+            self._loop.close()
+
+
+_kept: list[Any] = []  # in a forked child: never collected, for its clean-up is the parent's
+
+
+def text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
