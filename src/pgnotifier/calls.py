@@ -10,7 +10,7 @@ import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
@@ -119,11 +119,11 @@ class Calls:
             box.subs = {}
             return box.subs, self.view
 
-    def _void(self, box: Mailbox, items: list[Item]) -> None:
+    def _void(self, box: Mailbox, items: Iterable[Item]) -> None:
+        """Throw away what was taken before a stop; what was to be told comes first where all has begun again."""
         with self.telling:
-            for item in items:
-                if type(item) is Telling:
-                    self.hearing.give_back(box.id, item)
+            tellings = [item for item in items if type(item) is Telling]
+            box.give_back([item for item in tellings if not self.hearing.give_back(box.id, item)])
 
     # -- one call ------------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Calls:
         try:
             while shipped:
                 if self.epoch != epoch:
-                    self._void(box, list(shipped))
+                    self._void(box, tuple(shipped))
                     shipped.clear()
                 elif self._on_loop(box, shipped[0]) is loop:
                     await self._await_one(box, shipped.popleft())

@@ -17,6 +17,7 @@ from pyrsistent import PMap, pmap
 
 from . import registry
 from .calls import Calls, logger
+from .gap import Reason
 from .mailbox import Event, Mailbox, Shared
 from .registry import SYSCHAN, Channel, Registry, Touched
 from .session import now
@@ -81,18 +82,18 @@ class Delivery:
                 self._routes.pop(name, None)
             self._forget(reg, ids if ids is not None or name in reg.channels else _subscribers(old, name))
 
-    def connected(self, active: PMap[str, bool], well: datetime) -> None:
-        """`active` is listened to, and nothing that came on this session has been posted yet."""
+    def connected(self, reg: Registry, active: PMap[str, bool], well: datetime) -> None:
+        """`active`, which `reg` wants, is listened to, and nothing that came on this session has been posted yet."""
         with self._calls.telling:
             self._active = active
-            ready = self._follow(self._calls.view, self._calls.hearing.channels(), well)
+            ready = self._follow(reg, self._calls.hearing.channels(), well)
         self._workers.offer(ready)
 
-    def disconnected(self, well: datetime, error: str) -> None:
+    def deaf(self, reason: Reason, well: datetime, error: str | None = None) -> None:
         """Nothing is heard any more; all before `well` has been received."""
         with self._calls.telling:
             self._active = NOTHING
-            self._calls.hearing.lose("connection", lambda _: well, now(), error)
+            self._calls.hearing.lose(reason, lambda _: well, now(), error)
 
     def _follow(self, reg: Registry, touched: Iterable[Touched], well: datetime) -> list[Mailbox]:
         def since(id: Hashable) -> datetime:
@@ -271,7 +272,7 @@ class Delivery:
         """Have the workers run, and calls follow `reg`."""
         with self._calls.telling:
             self._calls.view = reg
-        self._workers.start()
+            self._workers.start()
 
     def drain(self, deadline: float) -> None:
         """Wait until nothing waits and no callback runs, until `deadline` (monotonic seconds) at most."""
@@ -279,28 +280,29 @@ class Delivery:
         self._workers.wait(lambda: not any(box.claim.locked() for box in tuple(self._boxes.values())), deadline)
         self._workers.watched = False
 
-    def stop(self, event: dict[str, Any], well: datetime, deadline: float, *, wait: bool) -> None:
-        """No call but of SYSCHAN's subscribers with `event` begins after this, and none after it returned.
-
-        With `wait`, running ones may finish until `deadline` (monotonic seconds). What waits is thrown away.
-        """
+    def halt(self, event: dict[str, Any], well: datetime) -> None:
+        """No call but of SYSCHAN's subscribers with `event` begins after this. What waits is thrown away."""
         calls = self._calls
         with calls.telling:
-            if self._workers.running:
-                self._active = NOTHING
-                boxes = tuple(self._boxes.values())
-                oldest = {box.id: box.oldest(well) for box in boxes}
-                calls.hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
-                calls.epoch += 1
-                calls.view = registry.only(calls.view, SYSCHAN)
-                for box in boxes:
-                    for telling in box.clear():
-                        calls.hearing.give_back(box.id, telling)
-                self.event(event)
-        self._workers.stop()
+            if not self._workers.running:
+                return
+            boxes = tuple(self._boxes.values())
+            oldest = {box.id: box.oldest(well) for box in boxes}
+            self._active = NOTHING
+            calls.hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
+            calls.epoch += 1
+            calls.view = registry.only(calls.view, SYSCHAN)
+            for box in boxes:
+                for telling in box.clear():
+                    calls.hearing.give_back(box.id, telling)
+            self.event(event)
+            self._workers.stop()
         self.nudge()
-        if wait:
-            self._workers.wait(lambda: self._workers.ended and not calls.awaiting, deadline)
+
+    def wait(self, deadline: float) -> None:
+        """Wait until the workers have ended, and the callbacks on event loops; or have been started again."""
+        calls, workers = self._calls, self._workers
+        workers.wait(lambda: workers.running or (workers.ended and not calls.awaiting), deadline)
 
     def in_a_callback(self) -> bool:
         """Whether the caller is inside a callback, or on an event loop that has one running."""

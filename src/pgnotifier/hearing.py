@@ -79,15 +79,18 @@ class Hearing:
                 self._miss(state, Gap(name, reason, since(id), until, error=error))
                 state.hears = False
 
-    def give_back(self, id: Hashable, telling: Telling) -> None:
-        """What was to be told could not be: it is told with the next one."""
+    def give_back(self, id: Hashable, telling: Telling) -> bool:
+        """What was to be told could not be: it is told with the next one. False where it hears again already."""
         state = self._states.get(telling.channel, {}).get(id)
         if state is None:
-            return
+            return True
+        if state.hears:
+            return False
         if telling.gap is None:
             state.told, state.missed = False, None
         else:
             self._miss(state, telling.gap)
+        return True
 
     def channels(self) -> list[Touched]:
         """All that there is, as `follow` wants it."""

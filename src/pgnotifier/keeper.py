@@ -18,10 +18,9 @@ import psycopg
 
 from . import registry
 from .delivery import NOTHING, Delivery
-from .errors import CannotListen
 from .link import STOP_TIME, History, Link, Setting, logger, text
 from .registry import EMPTY, Registry
-from .session import Session, now
+from .session import REFUSALS, Session, now
 from .wire import Source
 
 
@@ -66,8 +65,7 @@ class Keeper:
         """
         with self._changing:
             with self._lock:
-                link = self.link
-                session = link.session if link is not None else None
+                link, session = self.link, self.session
                 if link is None or session is None:
                     self._swap(new)
                     return
@@ -99,9 +97,9 @@ class Keeper:
                     session.listen_where_allowed(remove, added)
                     raise refused[next(iter(own & refused.keys()))]
                 link.report_refused(refused)
+        except REFUSALS:
+            raise
         except psycopg.Error as error:
-            if not session.lost and not isinstance(error, CannotListen):
-                raise
             link.lost(session, error)
         except BaseException as error:  # Ctrl-C in mid-command: what would follow on this session is undefined
             link.lost(session, error)
@@ -116,7 +114,7 @@ class Keeper:
         self, new: Registry, changed: Iterable[str] = (), well: datetime | None = None, told: bool = False
     ) -> None:
         """Make `new` the registry, by which calls are made from now on; under the lock."""
-        session = self.link.session if self.link is not None else None
+        session = self.session
         touched = new.touched
         if session is None or told:  # a connection to come begins with all that is valid
             new = registry.told(new)
@@ -138,9 +136,11 @@ class Keeper:
     def start(self) -> None:
         """Connect and begin to listen, where there is no link; else apply what is pending."""
         with self._changing:
-            if self.link is not None:
+            if self.running:
                 self.apply(self.registry)
                 return
+            if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins again
+                self._finish(self.link, undisturbed=True)
             link = Link(self._setting)
             with self._lock:
                 self.link = link
@@ -156,37 +156,62 @@ class Keeper:
             self._spawn(link)
 
     def _drop(self, link: Link) -> None:
-        """End a link that could not begin, or not go on."""
-        with self._lock:
-            if self.link is link:
-                self.link = None
-            link.closed = True
-        link.end(self._changing)
-        self._delivery.stop({"event": "stopped"}, now(), monotonic() + STOP_TIME, wait=True)
+        """End a link that could not begin, or not go on; by a thread that has the right to change."""
+        link.closed = True
+        self._finish(link, undisturbed=True)
+        if not self._delivery.in_a_callback():
+            self._delivery.wait(monotonic() + STOP_TIME)
         self.stopped.set()
 
     def stop(self, deadline: float, drain: bool) -> None:
         """End the listener, then the workers, until `deadline` (monotonic seconds) at most; drop what waits."""
         wait = not self._delivery.in_a_callback()
         with self._lock:
-            link, self.link = self.link, None
+            link = self.link
             if link is not None:
                 link.closed = True
-        well = now()
         if link is not None:
-            if link.session is not None:
-                well = link.session.well
             link.give_up()
-            rest = link.end(self._changing, drain=drain and wait)
+            # Another thread may be between two listener threads; what it waits for was given up.
+            undisturbed = self._changing.acquire(timeout=STOP_TIME)
+            try:
+                rest = self._finish(link, undisturbed, drain and wait)
+            finally:
+                if undisturbed:
+                    self._changing.release()
             if drain and wait:
-                self._notify(rest, well, lambda: monotonic() > deadline)
+                self._notify(rest, link.well, lambda: monotonic() > deadline)
                 self._delivery.drain(deadline)
-        self._delivery.stop({"event": "stopped"}, well, deadline, wait=wait)
+                with self._changing:
+                    if self.link is None:  # else it was started again meanwhile, and goes on
+                        self._delivery.halt({"event": "stopped"}, now())
+        if wait:
+            self._delivery.wait(deadline)
         with self._lock:
-            if self.link is None:  # nobody has started it again meanwhile
+            if self.link is None:
                 self.stopped.set()
 
-    def well(self) -> datetime:
-        """Before that moment all has been received."""
-        session = self.link.session if self.link is not None else None
-        return session.well if session is not None else now()
+    def _finish(self, link: Link, undisturbed: bool, drain: bool = False) -> list[Any]:
+        """End a closed link, and calls; with `drain` not the calls, and return what had arrived."""
+        with self._lock:
+            if self.link is not link:
+                return []  # another thread was first
+            self.link = None
+        rest = link.end(undisturbed, drain)
+        if drain:
+            self._delivery.deaf("stopped", link.well)
+        else:
+            self._delivery.halt({"event": "stopped"}, link.well)
+        return rest
+
+    @property
+    def running(self) -> bool:
+        """From `start` to `stop`, connected or not."""
+        link = self.link
+        return link is not None and not link.closed
+
+    @property
+    def session(self) -> Session | None:
+        """What is listened with now."""
+        link = self.link
+        return link.session if link is not None and not link.closed else None

@@ -66,12 +66,22 @@ class Link:
         self._orphaned = False  # its thread was left asking for a name or a dbconf: that thread cleans up
         self._up_since = self._down_since = monotonic()
         self._attempt = 0
+        self._well = now()
+
+    @property
+    def well(self) -> datetime:
+        """Before that moment all has been received."""
+        session = self.session
+        if session is not None:
+            self._well = session.well
+        return self._well
 
     def connect(self) -> Session:
         """A new session that listens to all that is wanted, published. Raises what kept it from that."""
         setting = self._setting
         session = Session(setting.source, setting.heartbeat, self._breaker)
         try:
+            session.prove(setting.source)
             refused: dict[str, psycopg.Error] = {}
             reg: Registry | None = None
             while True:
@@ -90,7 +100,7 @@ class Link:
         except BaseException:
             session.close()
             raise
-        setting.delivery.connected(session.active, session.well)
+        setting.delivery.connected(reg, session.active, session.well)
         self.report_refused(refused)
         setting.history.since = now()
         return session
@@ -126,6 +136,7 @@ class Link:
             if self.closed or self.session is not session:
                 session.close()
                 return
+            self._well = session.well
             self.session = None
             self._down_since = monotonic()
             history.last_error, history.since = text(error), now()
@@ -137,7 +148,7 @@ class Link:
         rest = session.leftover()
         if rest:
             self._setting.notify(rest, session.well, lambda: self.closed)
-        delivery.disconnected(session.well, text(error))
+        delivery.deaf("connection", session.well, text(error))
         delivery.event({"event": "disconnected", "error": text(error)})
 
     def _reconnect(self) -> Session | None:
@@ -172,32 +183,27 @@ class Link:
         """End all waits for the server, in any thread."""
         self._breaker.snap()
 
-    def end(self, changing: Any, drain: bool = False) -> list[Any]:
-        """Close what the link holds, once nobody uses it; with `drain` return what had arrived.
+    def end(self, undisturbed: bool, drain: bool = False) -> list[Any]:
+        """Close what the link holds; with `drain` return what had arrived.
 
-        `changing` is the lock of those who change channels: one may be between two listener threads, and what it
-        waits for was given up.
+        `undisturbed`: no other thread is changing channels or connecting; one that is closes what it gets.
         """
         rest: list[Any] = []
-        undisturbed = changing.acquire(timeout=STOP_TIME)
-        try:
-            if self.listener is not None:
-                self.listener.ask_to_stop()
-                if not self.listener.join(STOP_TIME):
-                    self._orphaned = True
-                    if not self.listener.join(0):
-                        return rest
-            session, self.session = self.session, None
-            if session is not None:
-                if drain:
-                    try:
-                        rest = session.drain()
-                    except Exception:
-                        rest = session.leftover()
-                session.close()
-        finally:
-            if undisturbed:
-                changing.release()
+        if self.listener is not None:
+            self.listener.ask_to_stop()
+            if not self.listener.join(STOP_TIME):
+                self._orphaned = True
+                if not self.listener.join(0):
+                    return rest
+        self._well = self.well
+        session, self.session = self.session, None
+        if session is not None:
+            if drain:
+                try:
+                    rest = session.drain()
+                except Exception:
+                    rest = session.leftover()
+            session.close()
         if undisturbed:
             self._close()
         return rest
@@ -223,4 +229,4 @@ _kept: list[Any] = []  # in a forked child: never collected, for its clean-up is
 
 
 def text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -200,7 +200,7 @@ class Notifier:
 
     def is_running(self) -> bool:
         """True from construction or `start()` until `stop()`, or until the listener has ended for another reason."""
-        return self._keeper.link is not None
+        return self._keeper.running
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until stopped, for `timeout` seconds at most; whether it is stopped. Ctrl-C interrupts it."""
@@ -214,10 +214,9 @@ class Notifier:
         `reconnects`, `last_error` (text or None), `since` (when this state of the connection began, aware UTC).
         """
         keeper, counts = self._keeper, self._delivery.counts()
-        link = keeper.link
-        session = link.session if link is not None else None
+        session = keeper.session
         return {
-            "running": link is not None,
+            "running": keeper.running,
             "connected": session is not None,
             "pid": session.pid if session is not None else None,
             "active": self.active_channels(),
@@ -280,8 +279,7 @@ class Notifier:
         return sorted(c for c, entry in reg.channels.items() if entry.mute == b and (not names or c in names))
 
     def _listened(self) -> Iterable[str]:
-        link = self._keeper.link
-        session = link.session if link is not None else None
+        session = self._keeper.session
         return session.active if session is not None else ()
 
     def _fatal(self) -> None:
@@ -291,7 +289,8 @@ class Notifier:
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""
         old = self._keeper
-        self._delivery = self._delivery.heir(self._decode, self._fatal, old.well())
+        well = old.link.well if old.link is not None else now()
+        self._delivery = self._delivery.heir(self._decode, self._fatal, well)
         self._keeper = Keeper(*self._options, self._delivery, self.__notify, old.registry)
         if old.link is not None:
             old.link.abandon()

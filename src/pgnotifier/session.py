@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from math import inf
@@ -22,6 +23,11 @@ from .errors import CannotListen
 from .wire import Breaker, Source, answer, checked, connect
 
 ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, without a heartbeat (contract 10)
+
+PROOF_TIME = 2.0  # seconds for a notification to come through a pooler
+
+# How a server refuses a name that its encoding cannot hold.
+REFUSALS = (psycopg.DataError, psycopg.ProgrammingError)
 
 # A process that notifies signals the listeners just after its commit: so much earlier than the question.
 SIGNAL_TIME = timedelta(milliseconds=250)
@@ -69,7 +75,7 @@ class Session:
     def listen(self, add: Collection[str], remove: Collection[str] = ()) -> None:
         """Listen to `add` and no longer to `remove`, in one round trip.
 
-        All or nothing: after a refusal (`psycopg.Error`, with `lost` false) the channels are as before.
+        All or nothing: after a refusal (one of `REFUSALS`) the channels are as before; any other error is a loss.
         """
         commands = [f"LISTEN {quote(name)}" for name in add] + [f"UNLISTEN {quote(name)}" for name in remove]
         if not commands:
@@ -86,10 +92,8 @@ class Session:
         """As `listen`, for all names that the server takes; returns those that it refused, each with its reason."""
         try:
             self.listen(add, remove)
-        except psycopg.Error as error:
+        except REFUSALS as error:
             names = list(add)
-            if self.lost or isinstance(error, CannotListen) or not names:
-                raise
             if len(names) == 1 and not remove:
                 return {names[0]: error}
             half = len(names) // 2
@@ -101,9 +105,35 @@ class Session:
         """Ask the server whether this session still listens. Raises `CannotListen`, `psycopg.OperationalError`."""
         self._judge(self._ask(_CHECK))
 
-    @property
-    def lost(self) -> bool:
-        return self._conn.pgconn.status == pq.ConnStatus.BAD or self._breaker.broken
+    def prove(self, source: Source) -> None:
+        """Behind a pooler, see that a notification from another connection is heard. Raises `CannotListen`.
+
+        A pooler shows itself by another pid than the server process has. One that pools by transaction cannot be
+        seen from this side alone: while it has a single client, that meets its own LISTEN again.
+        """
+        if self._conn.pgconn.backend_pid == self.pid:
+            return
+        channel = f"pgnotifier_{secrets.token_hex(16)}"
+        self.listen([channel])
+        limit = min(self._heartbeat or ANSWER_TIMEOUT, PROOF_TIME)
+        deadline = monotonic() + limit
+        other = connect(source, self._breaker, deadline)
+        try:
+            other.pgconn.send_query(f"SELECT pg_backend_pid(); NOTIFY {channel}".encode())
+            results = answer(other, self._breaker, deadline, limit)
+            heard = int(results[0].get_value(0, 0)) != self.pid
+            while heard and not any(n.channel == channel for n in self._arrived):
+                self._arrived = self.drain()
+                heard = self._breaker.wait(deadline, self.fileno) or bool(self._arrived)
+        finally:
+            other.close()
+        if not heard:
+            raise CannotListen(
+                "a pooler in transaction mode is in between, in which notifications are lost: connect to PostgreSQL "
+                "directly, or have the pooler pool by session (pool_mode=session)"
+            )
+        self.listen((), [channel])
+        self._arrived = [n for n in self._arrived if n.channel != channel]
 
     def drain(self) -> list[Any]:
         """All notifications that have arrived, in order; does not wait. Raises when the connection is lost.

@@ -63,6 +63,7 @@ class Workers:
         """Have all of them run; those that are still in a callback from before go on."""
         with self.changed:
             self.running = True
+            self.changed.notify_all()
             missing = [n for n in range(1, self._count + 1) if n not in self._numbers]
             self._numbers.update(missing)
         try:
@@ -90,12 +91,12 @@ class Workers:
 
     @property
     def ended(self) -> bool:
-        return not self._numbers
+        return not self._threads
 
     def is_one(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 
-    def _next(self) -> Mailbox | None:
+    def _next(self, number: int) -> Mailbox | None:
         ready = self._ready
         while True:
             try:
@@ -106,12 +107,13 @@ class Workers:
                     while self.running and not ready:
                         self.changed.wait()
                     self._idle -= 1
-                    if not ready:  # and not running any more
+                    if not ready:  # and not running any more; `start` may count on the number from now on
+                        self._numbers.discard(number)
                         return None
 
     def _work(self, number: int) -> None:
         try:
-            while (box := self._next()) is not None:
+            while (box := self._next(number)) is not None:
                 end = perf_counter() + TURN
                 while True:
                     if self._run(box):
@@ -121,6 +123,5 @@ class Workers:
                         break
         finally:
             with self.changed:
-                self._numbers.discard(number)
                 self._threads.discard(threading.current_thread())
                 self.changed.notify_all()
