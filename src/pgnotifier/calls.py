@@ -18,7 +18,7 @@ from psycopg import Notify
 
 from . import registry
 from .hearing import Hearing, Telling
-from .mailbox import MOST, Item, Mailbox, Shared
+from .mailbox import MOST, Begin, Item, Mailbox, Shared
 from .registry import EMPTY, SYSCHAN, Subscription
 
 logger = logging.getLogger("pgnotifier")
@@ -76,8 +76,13 @@ class Calls:
                     return self._ship(box, hand[number:])
                 self._tell(box, item)  # type: ignore[arg-type]
                 continue
+            elif kind is Begin:
+                box.begun(item.channel)
+                continue
             else:
                 channel, pid = item.channel, item.pid  # type: ignore[union-attr]
+            if box.barriers and channel in box.barriers:
+                continue  # it was unsubscribed, and subscribed again, since then
             sub = subs.get(channel, _UNKNOWN)
             if sub is _UNKNOWN:
                 sub = subs[channel] = registry.subscription(view, id, channel)
@@ -183,6 +188,8 @@ class Calls:
 
     def _on_loop(self, box: Mailbox, item: Item) -> Any:
         """The event loop on which `item` is to be handled; None for a worker."""
+        if type(item) is Begin:
+            return None
         if type(item) is Telling:
             sub = registry.subscription(self.view, box.id, item.channel)
             return sub.loop if sub is not None and sub.tells_by_awaiting else None
@@ -234,6 +241,8 @@ class Calls:
                 if self.epoch != epoch:
                     self._void(box, tuple(shipped))
                     shipped.clear()
+                elif shipped[0].channel in box.barriers:
+                    self._void(box, [shipped.popleft()])
                 elif self._on_loop(box, shipped[0]) is loop:
                     await self._await_one(box, shipped.popleft())
                 elif registry.subscription(self.view, box.id, shipped[0].channel) is None:

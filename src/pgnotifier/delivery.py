@@ -19,7 +19,7 @@ from . import registry
 from .calls import Calls, logger
 from .gap import Reason
 from .mailbox import Event, Mailbox, Shared
-from .registry import SYSCHAN, Channel, Registry, Touched
+from .registry import EMPTY, SYSCHAN, Channel, Registry, Touched
 from .session import now
 from .workers import Workers
 
@@ -52,6 +52,7 @@ class Delivery:
         self._routed: tuple[Registry | None, dict[str, _Route | None]] = (None, {})  # as of that registry
         self._room = threading.Condition()
         self._active: PMap[str, bool] = NOTHING
+        self._published = EMPTY
         self._decoding = tuple(threading.Lock() for _ in range(8))
         self._left = [0, 0, 0]  # delivered, failed, dropped of mailboxes that are no more
 
@@ -72,7 +73,8 @@ class Delivery:
         calls = self._calls
         with calls.telling:
             self._active = active
-            ready = self._follow(reg, [*touched, *((name, None) for name in changed)], well)
+            ready = self._begin(reg, touched)
+            ready += self._follow(reg, [*touched, *((name, None) for name in changed)], well)
             old = calls.view
             if self._workers.running:
                 calls.view = reg
@@ -81,6 +83,20 @@ class Delivery:
             if name not in reg.channels:
                 self._routes.pop(name, None)
             self._forget(reg, ids if ids is not None or name in reg.channels else _subscribers(old, name))
+
+    def _begin(self, reg: Registry, touched: Sequence[Touched]) -> list[Mailbox]:
+        """New subscriptions of ids that have something waiting from earlier ones."""
+        ready = []
+        for name, ids in touched:
+            entry, old = reg.channels.get(name), self._published.channels.get(name)
+            for id in ids or ():
+                box = self._boxes.get(id)
+                was, is_now = (e is not None and id in e.subscribers for e in (old, entry))
+                if box is not None and is_now and not was:
+                    box.begin(name)
+                    ready.append(box)
+        self._published = reg
+        return ready
 
     def connected(self, reg: Registry, active: PMap[str, bool], well: datetime) -> None:
         """`active`, which `reg` wants, is listened to, and nothing that came on this session has been posted yet."""
@@ -260,7 +276,7 @@ class Delivery:
             self._announce(box)
         if box.leaving and not len(box):
             with self._calls.telling:
-                box.leaving = box.id not in self._calls.view.ids
+                box.leaving = box.id not in self._published.ids
                 if box.leaving:
                     self._remove(box)
                     return False
@@ -271,7 +287,7 @@ class Delivery:
     def start(self, reg: Registry) -> None:
         """Have the workers run, and calls follow `reg`."""
         with self._calls.telling:
-            self._calls.view = reg
+            self._calls.view = self._published = reg
             self._workers.start()
 
     def drain(self, deadline: float) -> None:

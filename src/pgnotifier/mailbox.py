@@ -45,7 +45,16 @@ class Event(Shared):
         self.undecoded, self.payload = False, payload
 
 
-Item = Notify | Shared | Telling
+class Begin:
+    """A subscription began here: what stands before it on its channel belonged to an earlier one."""
+
+    __slots__ = ("channel",)
+
+    def __init__(self, channel: str) -> None:
+        self.channel = channel
+
+
+Item = Notify | Shared | Telling | Begin
 
 
 class _Latest:
@@ -83,6 +92,7 @@ class Mailbox:
         self._marks: deque[tuple[int, datetime]] = deque()
         self._first: dict[str, bool] = {}  # channels whose first telling comes before all that waits
         self._lost: dict[str, Gap] = {}  # and gaps of what was thrown away there
+        self.barriers: dict[str, int] = {}  # channels with a Begin among the items, and how many
         self.unannounced: dict[str, int] = {}  # how many of them no event has told
         self.delivered = self.failed = self.dropped = 0
 
@@ -161,6 +171,24 @@ class Mailbox:
                 hand = [*self._before(), *hand]
         return hand
 
+    def begin(self, channel: str) -> None:
+        """Have what waits or is being handled on that channel skipped."""
+        with self.lock:
+            if self._items or self.claim.locked():
+                self._items.append(Begin(channel))
+                self._added += 1
+                self.barriers[channel] = self.barriers.get(channel, 0) + 1
+
+    def begun(self, channel: str) -> None:
+        """That place was reached."""
+        with self.lock:
+            self._begun(channel)
+
+    def _begun(self, channel: str) -> None:
+        left = self.barriers.pop(channel, 1) - 1
+        if left:
+            self.barriers[channel] = left
+
     def give_back(self, items: Sequence[Item]) -> None:
         """Put what was not begun before all that waits."""
         with self.lock:
@@ -182,7 +210,9 @@ class Mailbox:
                 if type(item) is _Latest:
                     self._unwrap(item)
                 channel = item.channel
-                if type(item) is not Telling:
+                if type(item) is Begin:
+                    self._begun(channel)
+                elif type(item) is not Telling:
                     number += 1
                     self.unannounced[channel] = self.unannounced.get(channel, 0) + 1
                     self._lost[channel] = merge(self._lost.get(channel), Gap(channel, "overflow", since, moment, 1))
@@ -198,6 +228,7 @@ class Mailbox:
         with self.lock:
             untold = [*self._before(), *(item for item in self._items if type(item) is Telling)]
             kept = [item for item in self._items if type(item) is not Telling and item.channel == SYSCHAN]
+            self.barriers = {c: n for c, n in self.barriers.items() if c == SYSCHAN}
             self._items.clear()
             self._items.extend(kept)
             self._latest = {c: place for c, place in self._latest.items() if c == SYSCHAN}
