@@ -63,7 +63,7 @@ class Calls:
         for number, item in enumerate(hand):
             view = self.view
             if view is not box.seen:
-                subs, box.seen = self._refreshed(box)
+                subs, view = self._refreshed(box)
                 if self.epoch != epoch:
                     self._void(box, hand[number:])
                     break
@@ -121,8 +121,8 @@ class Calls:
 
     def _refreshed(self, box: Mailbox) -> tuple[dict[str, Subscription | None], registry.Registry]:
         with self.telling:  # a change is under way: what it tells stands in the mailbox before it shows
-            box.subs = {}
-            return box.subs, self.view
+            box.subs, box.seen = {}, self.view
+            return box.subs, box.seen
 
     def _void(self, box: Mailbox, items: Iterable[Item]) -> None:
         """Throw away what was taken before a stop; what was to be told comes first where all has begun again."""
