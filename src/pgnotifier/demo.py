@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from .notifier import Notifier
+from .terminal import Terminal
 
 BURST = 10_000
 DEADLINE = 30.0  # seconds for what was sent to arrive
@@ -40,13 +41,15 @@ def embedded_server() -> Iterator[str]:
             server.cleanup()
 
 
-def run(dsn: str | None) -> None:
+def run(dsn: str | None, terminal: Terminal) -> None:
     """Show the main job on `dsn`, or on an embedded server. Raises DemoFailed, psycopg.Error, ImportError."""
     if dsn is not None:
         _show(dsn)
         return
     print("Starting a PostgreSQL of the demo's own ...")
-    with embedded_server() as uri:
+    with ExitStack() as stack:
+        with terminal.waiting(lambda: "a moment"):
+            uri = stack.enter_context(embedded_server())
         _show(uri)
     print("Server stopped, its directory removed.")
 

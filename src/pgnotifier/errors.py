@@ -1,6 +1,12 @@
 """The errors that pgnotifier raises of its own; errors of the server stay `psycopg.Error`. No logic."""
 
-import psycopg
+try:
+    import psycopg
+except ImportError as error:  # psycopg is here, but no libpq
+    raise ImportError(
+        "psycopg finds no libpq: pip install 'pgnotifier[binary]', or install PostgreSQL's client library "
+        "(Debian and Ubuntu: apt install libpq5; macOS: brew install libpq)"
+    ) from error
 
 
 class NotifierError(Exception):

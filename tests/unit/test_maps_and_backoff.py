@@ -38,8 +38,10 @@ FLOORS = [
     "delivery",
     "link lifecycle",
     "keeper",
-    "notifier",
-    "demo",
+    "notifier terminal",
+    "advice views",
+    "doctor demo",
+    "commands",
     "cli",
 ]
 FORBIDDEN = {"threading", "time", "random", "logging", "socket", "asyncio", "psycopg"}
