@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,10 +17,9 @@ from psycopg import Notify
 
 from . import registry
 from .hearing import Hearing, Telling
+from .log import CRITICAL, ERROR, describe, log
 from .mailbox import MOST, Begin, Item, Mailbox, Shared
 from .registry import EMPTY, SYSCHAN, Subscription
-
-logger = logging.getLogger("pgnotifier")
 
 QUICK, SLOW = 0.002, 0.010  # seconds that a turn should take: more items at a time below, fewer above
 
@@ -169,19 +167,19 @@ class Calls:
 
     def _failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
         box.failed += 1
-        logger.error("subscriber %r failed on channel %r", box.id, channel, exc_info=error)
+        log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
         if channel != SYSCHAN:
-            self._report({"event": "callback_failed", "id": box.id, "channel": channel, "error": repr(error)})
+            self._report({"event": "callback_failed", "id": box.id, "channel": channel, "error": describe(error)})
 
     def _undecodable(self, box: Mailbox, channel: str, text: str, error: Exception) -> None:
         box.failed += 1
-        logger.error("cannot decode %r on channel %r", text, channel, exc_info=error)
+        log(ERROR, "cannot decode %r on channel %r", text, channel, error=error)
         if channel != SYSCHAN:
-            self._report({"event": "decode_failed", "channel": channel, "payload": text, "error": repr(error)})
+            self._report({"event": "decode_failed", "channel": channel, "payload": text, "error": describe(error)})
 
     def _fatally(self, box: Mailbox, error: BaseException) -> None:
         box.failed += 1
-        logger.critical("subscriber %r raised %s: stopping", box.id, type(error).__name__)
+        log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
         self._fatal()
 
     # -- event loops ---------------------------------------------------------------------------------------
@@ -232,7 +230,13 @@ class Calls:
     def _begin(self, box: Mailbox, shipped: deque[Shared | Telling], epoch: int) -> None:
         if box.shipped is shipped:
             self.awaiting.add(box)
-            box.task = box.loop.create_task(self._await(box, shipped, epoch))
+            try:
+                task = box.loop.create_task(self._await(box, shipped, epoch))
+            except BaseException:
+                self.reclaim(box, shipped)
+                raise
+            # A task that is cancelled before it has begun runs nothing of its own.
+            task.add_done_callback(lambda _: self.reclaim(box, shipped))
 
     async def _await(self, box: Mailbox, shipped: deque[Shared | Telling], epoch: int) -> None:
         loop = box.loop
@@ -256,7 +260,7 @@ class Calls:
         """Take the claim back from an event loop, once, with what was not begun."""
         if box.shipped is not shipped:
             return
-        box.shipped = box.loop = box.task = None
+        box.shipped = box.loop = None
         box.give_back(tuple(shipped))
         self.awaiting.discard(box)
         self.released(box)

@@ -16,8 +16,9 @@ from typing import Any
 from pyrsistent import PMap, pmap
 
 from . import registry
-from .calls import Calls, logger
+from .calls import Calls
 from .gap import Reason
+from .log import WARNING, log
 from .mailbox import Event, Mailbox, Shared
 from .registry import EMPTY, SYSCHAN, Channel, Registry, Touched
 from .session import now
@@ -47,7 +48,7 @@ class Delivery:
         self._workers = Workers(workers, self._run, self._through)
         self._calls.released = self._workers.release
         self._boxes: dict[Hashable, Mailbox] = {}
-        self._boxes_lock = threading.Lock()
+        self._boxes_lock = threading.RLock()
         self._routes: dict[str, _Route] = {}
         self._routed: tuple[Registry | None, dict[str, _Route | None]] = (None, {})  # as of that registry
         self._room = threading.Condition()
@@ -98,11 +99,11 @@ class Delivery:
         self._published = reg
         return ready
 
-    def connected(self, reg: Registry, active: PMap[str, bool], well: datetime) -> None:
-        """`active`, which `reg` wants, is listened to, and nothing that came on this session has been posted yet."""
+    def connected(self, active: Callable[[], PMap[str, bool]], well: datetime) -> None:
+        """`active()` is listened to, and nothing that came on this session has been posted yet."""
         with self._calls.telling:
-            self._active = active
-            ready = self._follow(reg, self._calls.hearing.channels(), well)
+            self._active = active()  # a change may have been made since it began
+            ready = self._follow(self._published, self._calls.hearing.channels(), well)
         self._workers.offer(ready)
 
     def deaf(self, reason: Reason, well: datetime, error: str | None = None) -> None:
@@ -205,17 +206,25 @@ class Delivery:
         return route
 
     def _put(self, route: _Route, run: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
-        boxes = route.boxes
         items = run
-        if len(boxes) + len(route.latest) > 1:
+        if len(route.boxes) + len(route.latest) > 1:
             locks = self._decoding
             items = [Shared(n.channel, n.payload, n.pid, locks[k & 7]) for k, n in enumerate(run)]
-        for box in route.latest:
-            if not box.put_latest(items[-1], well) and box.room < 0:
-                self._drop(box, 1)
-        self._workers.offer(route.latest)
+        done = self._put_all(route.boxes, items, well, give_up)
+        if done:
+            for box in route.latest:
+                if not box.put_latest(items[done - 1], well) and box.room < 0:
+                    self._drop(box, 1)
+            self._workers.offer(route.latest)
+        return done
+
+    def _put_all(
+        self, boxes: Sequence[Mailbox], items: Sequence[Any], well: datetime, give_up: Callable[[], bool]
+    ) -> int:
         done, size = 0, len(items)
-        while done < size and boxes:
+        if not boxes:
+            return size
+        while done < size:
             chunk = size - done
             for box in boxes:
                 if box.room < chunk:
@@ -226,8 +235,9 @@ class Delivery:
             part = items if chunk == size else items[done : done + chunk]
             for box in boxes:
                 box.put(part, well)
-                if box.shipped is not None and box.loop.is_closed():
-                    self._calls.reclaim(box, box.shipped)  # was never begun
+                loop, shipped = box.loop, box.shipped
+                if loop is not None and shipped is not None and loop.is_closed():
+                    self._calls.reclaim(box, shipped)  # was never begun
             self._workers.offer(boxes)
             done += chunk
         return size
@@ -258,7 +268,7 @@ class Delivery:
         """Tell of what was thrown away, unless nobody but SYSCHAN's own subscriber lost it."""
         box.announced = monotonic()
         for channel, number in box.announce().items():
-            logger.warning("subscriber %r is too slow: %d notifications on %r were dropped", box.id, number, channel)
+            log(WARNING, "subscriber %r is too slow: %d notifications on %r were dropped", box.id, number, channel)
             if channel != SYSCHAN:
                 self.event({"event": "overflow", "id": box.id, "channel": channel, "dropped": number})
 
@@ -292,11 +302,9 @@ class Delivery:
 
     def drain(self, deadline: float) -> None:
         """Wait until nothing waits and no callback runs, until `deadline` (monotonic seconds) at most."""
-        self._workers.watched = True
         self._workers.wait(lambda: not any(box.claim.locked() for box in tuple(self._boxes.values())), deadline)
-        self._workers.watched = False
 
-    def halt(self, event: dict[str, Any], well: datetime) -> None:
+    def halt(self, event: dict[str, Any] | None, well: datetime) -> None:
         """No call but of SYSCHAN's subscribers with `event` begins after this. What waits is thrown away."""
         calls = self._calls
         with calls.telling:
@@ -311,7 +319,8 @@ class Delivery:
             for box in boxes:
                 for telling in box.clear():
                     calls.hearing.give_back(box.id, telling)
-            self.event(event)
+            if event is not None:
+                self.event(event)
             self._workers.stop()
         self.nudge()
 
@@ -347,6 +356,9 @@ class Delivery:
         hearing = child._calls.hearing = self._calls.hearing
         oldest = {box.id: box.oldest_unlocked(well) for box in self._boxes.values()}
         hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
+        self._calls.view = EMPTY  # the child's only thread may be in one of the callbacks here
+        self._calls.epoch += 1
+        self._workers.void()
         return child
 
 

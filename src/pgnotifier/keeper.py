@@ -2,13 +2,14 @@
 
 `change` computes the next registry, `apply` has the server listen to it and makes it the one that counts; where
 there is no connection it is recorded, and the next connection begins with all of it. One lock is held to swap
-values and for nothing else; another serialises changes, so that each sees the one before in effect. User code
-never runs under either, but for a callable `dbconf` that is asked in `start`.
+values and for nothing else; others serialise changes, and starts. User code never runs under them, but for a callable
+`dbconf` that is asked in `start`. All are reentrant, because a signal handler may call anything anywhere.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from time import monotonic
@@ -18,10 +19,15 @@ import psycopg
 
 from . import registry
 from .delivery import NOTHING, Delivery
-from .link import STOP_TIME, History, Link, Setting, logger, text
+from .flag import Flag
+from .link import STOP_TIME, History, Link, Setting
+from .log import CRITICAL, ERROR, INFO, describe, log
 from .registry import EMPTY, Registry
 from .session import REFUSALS, Session, now
 from .wire import Source
+
+STOPPED: dict[str, Any] = {"event": "stopped"}
+Step = Callable[[Registry], Registry]
 
 
 class Keeper:
@@ -39,24 +45,63 @@ class Keeper:
         self.registry = reg
         self.link: Link | None = None
         self.history = History()
-        self.stopped = threading.Event()
-        self.stopped.set()
+        self.stopped = Flag(True)
         self._delivery, self._notify = delivery, notify
-        self._lock = threading.RLock()  # reentrant: a signal handler may stop the notifier anywhere
+        self._lock = threading.RLock()
         self._changing = threading.RLock()
+        self._starting = threading.RLock()
+        self._in_change = False
+        self._waiting: deque[tuple[Step, Callable[[Registry], None] | None]] = deque()
         self._setting = Setting(
             source, heartbeat, retry_delay, delivery, notify, lambda: self.registry, self._lock, self.history
         )
 
-    def change(self, step: Callable[[Registry], Registry], apply: Callable[[Registry], None] | None) -> None:
-        """Compute the next registry, and `apply` it (None: record it, and leave what is listened to as it is)."""
+    @property
+    def running(self) -> bool:
+        """From `start` to `stop`, connected or not."""
+        link = self.link
+        return link is not None and not link.closed
+
+    @property
+    def session(self) -> Session | None:
+        """What is listened with now."""
+        link = self.link
+        return link.session if link is not None and not link.closed else None
+
+    # -- changes -------------------------------------------------------------------------------------------
+
+    def change(self, step: Step, apply: Callable[[Registry], None] | None) -> None:
+        """Compute the next registry, and `apply` it (None: record it, and leave what is listened to as it is).
+
+        Within a change that it interrupts (a signal handler), and on the listener thread (a log handler, a
+        finalizer), the change is made as soon as can be, and this returns at once.
+        """
+        link = self.link
+        if link is not None and link.listener is not None and link.listener.is_here:
+            threading.Thread(target=self.change, args=(step, apply), name="pgnotifier-change", daemon=True).start()
+            return
         with self._changing:
-            new = step(self.registry)
-            if apply is not None:
-                apply(new)
-            elif new is not self.registry:
-                with self._lock:
-                    self._swap(new)
+            self._waiting.append((step, apply))
+            if self._in_change:
+                return
+            self._in_change = True
+            try:
+                self._change(*self._waiting.popleft())
+            finally:
+                while self._waiting:
+                    try:
+                        self._change(*self._waiting.popleft())
+                    except Exception as error:
+                        log(ERROR, "a change that was made within another failed", error=error)
+                self._in_change = False
+
+    def _change(self, step: Step, apply: Callable[[Registry], None] | None) -> None:
+        new = step(self.registry)
+        if apply is not None:
+            apply(new)
+        elif new is not self.registry:
+            with self._lock:
+                self._swap(new)
 
     def apply(self, new: Registry) -> None:
         """Have the server listen to what `new` makes valid, then make it the registry; restart the listener for it.
@@ -64,29 +109,38 @@ class Keeper:
         Where the server refuses a name that `new` brought, that error is raised, and nothing has changed.
         """
         with self._changing:
-            with self._lock:
-                link, session = self.link, self.session
-                if link is None or session is None:
-                    self._swap(new)
-                    return
-                add = [name for name in new.stale if name in new.valid and name not in session.active]
-                remove = [name for name in new.stale if name not in new.valid and name in session.active]
-                if not add and not remove:
-                    if new is not self.registry or new.stale:
-                        self._swap(new, told=True)
-                    return
-                old = link.listener
-                if old is not None:
-                    old.ask_to_stop()
-            try:
-                if old is not None:
-                    old.join()
-                self._listen(link, session, new, add, remove)
-            finally:
-                self.history.restarts += 1
-                self._spawn(link)
+            while not self._apply(new):
+                pass  # the connection was lost, and is back, meanwhile
 
-    def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> None:
+    def _apply(self, new: Registry) -> bool:
+        """Whether that is done; not where the session is another one by now."""
+        with self._lock:
+            link, session = self.link, self.session
+            if link is None or session is None:
+                self._swap(new)
+                return True
+            old = link.listener
+            add = [name for name in new.stale if name in new.valid and name not in session.active]
+            remove = [name for name in new.stale if name not in new.valid and name in session.active]
+            if not add and not remove:
+                if new is not self.registry or new.stale:
+                    self._swap(new, told=True)
+                if old is not None:
+                    self._spawn(link)  # where Ctrl-C came in the midst of an earlier change
+                return True
+        try:
+            with self._lock:
+                ours = link.session is session
+                if ours and old is not None:
+                    old.ask_to_stop()
+            if ours and old is not None:
+                old.join()
+            return self._listen(link, session, new, add, remove)
+        finally:
+            self._spawn(link)
+            self.history.restarts += 1
+
+    def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> bool:
         own = {name for name, _ in new.touched}
         well = session.well
         try:
@@ -105,10 +159,13 @@ class Keeper:
             link.lost(session, error)
             raise
         with self._lock:
-            if link.session is session:
+            if self.session is session:
                 self._swap(new, [*add, *remove], well, told=True)
-            else:
+            elif self.session is None:
                 self._swap(new)
+            else:
+                return False
+        return True
 
     def _swap(
         self, new: Registry, changed: Iterable[str] = (), well: datetime | None = None, told: bool = False
@@ -125,73 +182,87 @@ class Keeper:
             self._delivery.publish(new, touched, session.active, changed, well or session.well)
 
     def _spawn(self, link: Link) -> None:
+        """Have a listener thread, unless there is one that goes on."""
         try:
-            link.spawn()
-        except BaseException as error:
-            self.history.last_error = text(error)
-            logger.critical("the listener has ended: %s", self.history.last_error)
-            self._drop(link)
+            if link.listener is None or not link.listener.serving:
+                link.spawn()
+        except Exception as error:  # no more threads: there is nothing left to listen with
+            self.history.last_error = describe(error)
+            log(CRITICAL, "the listener has ended: %s", self.history.last_error)
+            self._drop(link, STOPPED)
             raise
+
+    # -- start and stop ------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Connect and begin to listen, where there is no link; else apply what is pending."""
-        with self._changing:
-            if self.running:
-                self.apply(self.registry)
-                return
-            if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins again
-                self._finish(self.link, undisturbed=True)
-            link = Link(self._setting)
-            with self._lock:
-                self.link = link
-                self.stopped.clear()
+        with self._starting:
+            with self._changing:
+                if self.running:
+                    self.apply(self.registry)
+                    return
+                if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins again
+                    self._finish(self.link, undisturbed=True)
+                link = Link(self._setting)
+                with self._lock:
+                    self.link = link
+                    self.registry = registry.renewed(self.registry)
+                    self.stopped.clear()
             try:
                 self._delivery.start(self.registry)
-                link.connect()
+                link.connect()  # changes are recorded meanwhile, and the connection begins with them
                 self._delivery.event({"event": "connected"})
-                logger.info("connected, listening to %d channels", len(self.registry.valid))
+                log(INFO, "connected, listening to %d channels", len(self.registry.valid))
+                with self._changing:
+                    self._spawn(link)
             except BaseException:
-                self._drop(link)
+                with self._changing:
+                    self._drop(link, None)
                 raise
-            self._spawn(link)
 
-    def _drop(self, link: Link) -> None:
-        """End a link that could not begin, or not go on; by a thread that has the right to change."""
+    def _drop(self, link: Link, event: dict[str, Any] | None) -> None:
+        """End a link that could not begin, or not go on."""
         link.closed = True
-        self._finish(link, undisturbed=True)
+        self._finish(link, undisturbed=True, event=event)
+        link.end(undisturbed=True)  # where a stop() had no time to
         if not self._delivery.in_a_callback():
             self._delivery.wait(monotonic() + STOP_TIME)
-        self.stopped.set()
+        if self.link is None:
+            self.stopped.set()
 
     def stop(self, deadline: float, drain: bool) -> None:
         """End the listener, then the workers, until `deadline` (monotonic seconds) at most; drop what waits."""
         wait = not self._delivery.in_a_callback()
+        drain = drain and wait
         with self._lock:
             link = self.link
             if link is not None:
                 link.closed = True
         if link is not None:
             link.give_up()
-            # Another thread may be between two listener threads; what it waits for was given up.
-            undisturbed = self._changing.acquire(timeout=STOP_TIME)
+            # Another thread may be connecting, or between two listener threads; what it waits for was given up.
+            latest = monotonic() + STOP_TIME
+            held = [lock for lock in (self._starting, self._changing) if lock.acquire(timeout=_left(latest))]
             try:
-                rest = self._finish(link, undisturbed, drain and wait)
+                rest = self._finish(link, len(held) == 2, drain)
             finally:
-                if undisturbed:
-                    self._changing.release()
-            if drain and wait:
+                for lock in reversed(held):
+                    lock.release()
+            if drain:
                 self._notify(rest, link.well, lambda: monotonic() > deadline)
                 self._delivery.drain(deadline)
                 with self._changing:
                     if self.link is None:  # else it was started again meanwhile, and goes on
-                        self._delivery.halt({"event": "stopped"}, now())
+                        self._delivery.halt(STOPPED, now())
         if wait:
             self._delivery.wait(deadline)
         with self._lock:
             if self.link is None:
                 self.stopped.set()
 
-    def _finish(self, link: Link, undisturbed: bool, drain: bool = False) -> list[Any]:
+    def _finish(
+        self, link: Link, undisturbed: bool, drain: bool = False, event: dict[str, Any] | None = STOPPED
+    ) -> list[Any]:
         """End a closed link, and calls; with `drain` not the calls, and return what had arrived."""
         with self._lock:
             if self.link is not link:
@@ -201,17 +272,9 @@ class Keeper:
         if drain:
             self._delivery.deaf("stopped", link.well)
         else:
-            self._delivery.halt({"event": "stopped"}, link.well)
+            self._delivery.halt(event, link.well)
         return rest
 
-    @property
-    def running(self) -> bool:
-        """From `start` to `stop`, connected or not."""
-        link = self.link
-        return link is not None and not link.closed
 
-    @property
-    def session(self) -> Session | None:
-        """What is listened with now."""
-        link = self.link
-        return link.session if link is not None and not link.closed else None
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - monotonic())

@@ -7,7 +7,6 @@ whoever changes channels between two listener threads.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +19,10 @@ import psycopg
 from . import backoff
 from .delivery import Delivery
 from .listener import Listener, new_loop
+from .log import CRITICAL, ERROR, INFO, WARNING, describe, log
 from .registry import SYSCHAN, Registry
 from .session import Session, now
 from .wire import Abandoned, Breaker, Source
-
-logger = logging.getLogger("pgnotifier")
 
 STOP_TIME = 0.5  # seconds that the end waits for a thread that is asking for a name or a dbconf
 
@@ -100,7 +98,7 @@ class Link:
         except BaseException:
             session.close()
             raise
-        setting.delivery.connected(reg, session.active, session.well)
+        setting.delivery.connected(lambda: session.active, session.well)
         self.report_refused(refused)
         setting.history.since = now()
         return session
@@ -108,8 +106,9 @@ class Link:
     def report_refused(self, refused: dict[str, psycopg.Error]) -> None:
         """Tell of names that the server does not take; the other channels are heard."""
         for name, error in refused.items():
-            logger.error("the server refuses to listen to channel %r: %s", name, error)
-            self._setting.delivery.event({"event": "channel_refused", "channel": name, "error": text(error)})
+            log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
+            event = {"event": "channel_refused", "channel": name, "error": describe(error)}
+            self._setting.delivery.event(event)
 
     def spawn(self) -> None:
         """Start the next listener thread: on the session or, where it is lost, to connect again.
@@ -118,16 +117,18 @@ class Link:
         """
         with self._setting.lock:
             if not self.closed:
+                previous = self.listener
                 self.listener = Listener(
                     self._loop,
                     self.session,
-                    self.listener,
+                    previous,
                     self._setting.notify,
                     self._setting.delivery.nudge,
                     self.lost,
                     self._reconnect,
                     self._thread_ended,
                 )
+                self.listener.start()
 
     def lost(self, session: Session, error: BaseException) -> None:
         """By the owner of the session: it is of no more use."""
@@ -139,17 +140,17 @@ class Link:
             self._well = session.well
             self.session = None
             self._down_since = monotonic()
-            history.last_error, history.since = text(error), now()
-        if isinstance(error, psycopg.Error | UnicodeError | OSError):
-            logger.warning("the connection is lost: %s", history.last_error)
-        else:
-            logger.critical("the listener met what it did not expect, and connects again", exc_info=error)
+            history.last_error, history.since = describe(error), now()
         session.close()
         rest = session.leftover()
         if rest:
             self._setting.notify(rest, session.well, lambda: self.closed)
-        delivery.deaf("connection", session.well, text(error))
-        delivery.event({"event": "disconnected", "error": text(error)})
+        delivery.deaf("connection", session.well, describe(error))
+        if isinstance(error, psycopg.Error | UnicodeError | OSError):
+            log(WARNING, "the connection is lost: %s", describe(error))
+        else:
+            log(CRITICAL, "the listener met what it did not expect, and connects again", error=error)
+        delivery.event({"event": "disconnected", "error": describe(error)})
 
     def _reconnect(self) -> Session | None:
         """On the listener thread: connect again, for ever; None where the notifier was stopped meanwhile."""
@@ -160,20 +161,20 @@ class Link:
         while True:
             seconds = backoff.delay(self._attempt, least, most, random.random())
             attempts += 1
-            logger.warning("connecting again in %.2f s, attempt %d", seconds, attempts)
+            log(WARNING, "connecting again in %.2f s, attempt %d", seconds, attempts)
             try:
                 self._breaker.wait(monotonic() + seconds)
                 session = self.connect()
             except Abandoned:
                 return None
-            except Exception as error:
-                history.last_error = text(error)
-                logger.warning("attempt %d to connect failed: %s", attempts, history.last_error)
+            except BaseException as error:  # whatever a callable dbconf may raise
+                history.last_error = describe(error)
+                log(WARNING, "attempt %d to connect failed: %s", attempts, history.last_error)
                 self._attempt += 1
                 continue
             down_for = monotonic() - self._down_since
             history.reconnects += 1
-            logger.info("connected again after %.2f s, attempt %d", down_for, attempts)
+            log(INFO, "connected again after %.2f s, attempt %d", down_for, attempts)
             self._setting.delivery.event({"event": "reconnected", "down_for": down_for, "attempts": attempts})
             return session
 
@@ -220,13 +221,12 @@ class Link:
             self._close()
 
     def _close(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
         self._breaker.close()
         if not self._loop.is_running():
             self._loop.close()
 
 
 _kept: list[Any] = []  # in a forked child: never collected, for its clean-up is the parent's
-
-
-def text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -10,11 +10,12 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from datetime import datetime
 from math import inf
 from typing import Any
 
+from .log import CRITICAL, log
 from .session import Session
 from .wire import PortableSelector
 
@@ -30,21 +31,6 @@ def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
     Returns at once. Cancelling the future ends the task (a blocking function runs to its end, unheard).
     """
     loop = new_loop()
-    try:
-        return _in_thread(loop, f"pgnotifier-{getattr(f, '__name__', 'task')}", lambda: None, loop.close, f, *a)
-    except BaseException:
-        loop.close()
-        raise
-
-
-def _in_thread(
-    loop: asyncio.AbstractEventLoop,
-    name: str,
-    before: Callable[[], object],
-    after: Callable[[], object],
-    f: Callable[..., Any],
-    *a: Any,
-) -> Future[Any]:
     future: Future[Any] = Future()
     task: asyncio.Task[Any] | None = None
 
@@ -63,7 +49,6 @@ def _in_thread(
         nonlocal task
         outcome: tuple[Callable[[Any], None], Any] | None = None
         try:
-            before()
             task = loop.create_task(call())
             if future.cancelled():
                 task.cancel()
@@ -74,12 +59,17 @@ def _in_thread(
             outcome = (future.set_exception, error)
         finally:
             task = None
-            after()
+            loop.close()
         if outcome is not None and future.set_running_or_notify_cancel():
             outcome[0](outcome[1])
 
     future.add_done_callback(cancel)
-    threading.Thread(target=run, name=name, daemon=True).start()
+    name = f"pgnotifier-{getattr(f, '__name__', 'task')}"
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except BaseException:
+        loop.close()
+        raise
     return future
 
 
@@ -105,17 +95,28 @@ class Listener:
     ) -> None:
         self._loop = loop
         self._session = session
-        self._deliver, self._nudge, self._lost, self._renew = deliver, nudge, lost, renew
-        self._stopping = threading.Event()  # counts even before the thread has begun to run
+        self._previous = previous
+        self._deliver, self._nudge, self._lost, self._renew, self._ended = deliver, nudge, lost, renew, ended
+        self._stopping = False  # counts even before the thread has begun to run
         self._readable: asyncio.Event | None = None
         self._heard = True
-        self._thread: threading.Thread | None = None
-        before = previous.join if previous is not None else lambda: None
-        self._future = _in_thread(loop, "pgnotifier-listener", before, ended, self._run)
+        self._thread = threading.Thread(target=self._run, name="pgnotifier-listener", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def serving(self) -> bool:
+        """Whether the thread runs, and is to go on."""
+        return self._thread.is_alive() and not self._stopping
+
+    @property
+    def is_here(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def ask_to_stop(self) -> None:
         """Have the thread end; it is between two drains then, and what it drained is delivered or put back."""
-        self._stopping.set()
+        self._stopping = True
         readable = self._readable
         if readable is not None:
             try:
@@ -126,27 +127,39 @@ class Listener:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the thread no longer touches the session; whether that is so."""
-        if threading.current_thread() is self._thread:
+        if self.is_here:
             return False
-        return bool(wait([self._future], timeout).done)
+        if self._thread.ident is not None:  # else it was never started
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
 
-    async def _run(self) -> None:
-        self._thread = threading.current_thread()
+    def _stop_asked(self) -> bool:
+        return self._stopping
+
+    def _run(self) -> None:
+        if self._previous is not None:
+            self._previous.join()
+            self._previous = None
         session = self._session
-        stopping = self._stopping.is_set
-        while not stopping():
-            if session is None:
-                session = self._renew()
-                if session is None:
-                    return
-            try:
-                await self._listen(session)
-            except Exception as error:
-                self._lost(session, error)
-                session = None
+        try:
+            while not self._stopping:
+                try:
+                    if session is None:
+                        session = self._renew()
+                        if session is None:
+                            return
+                    self._loop.run_until_complete(self._listen(session))
+                except BaseException as error:
+                    failed, session = session, None
+                    if failed is not None:
+                        self._lost(failed, error)
+                    else:
+                        log(CRITICAL, "the listener met what it did not expect, and goes on", error=error)
+        finally:
+            self._ended()
 
     async def _listen(self, session: Session) -> None:
-        loop, stopping = self._loop, self._stopping.is_set
+        loop, stopping = self._loop, self._stop_asked
         readable = self._readable = asyncio.Event()
         timer: asyncio.TimerHandle | None = None
         due = 0.0
@@ -162,8 +175,8 @@ class Listener:
                 batch = session.drain()
                 if batch:
                     taken = self._deliver(batch, session.well, stopping)
-                    if taken < len(batch):
-                        session.put_back(batch[taken:])
+                    session.put_back(batch[taken:])
+                session.handed_over()
                 heard, self._heard = self._heard or bool(batch), False
                 latest = session.check(heard)
                 if latest != due:

@@ -72,10 +72,9 @@ class Mailbox:
     def __init__(self, id: Hashable, limit: int) -> None:
         self.id = id
         self.limit = limit
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # reentrant: a signal handler may stop the notifier anywhere
         self.claim = threading.Lock()
         self.loop: Any = None  # the event loop that has the claim
-        self.task: Any = None
         self.shipped: deque[Any] | None = None  # to that loop, and not begun
         self.leaving = True  # look whether its id is still subscribed somewhere, when it is through
         self.seen: Registry = EMPTY  # the registry that `subs` was read from
@@ -152,10 +151,7 @@ class Mailbox:
         """Take some of the oldest, with what is to be told before them."""
         with self.lock:
             items = self._items
-            if len(self._marks) > 1:
-                first = self._added - len(items)
-                while len(self._marks) > 1 and self._marks[1][0] <= first:
-                    self._marks.popleft()
+            self._prune()
             size = min(len(items), self.turn, self.limit // 8 or 1)
             if size == len(items):
                 hand = list(items)
@@ -221,6 +217,7 @@ class Mailbox:
                 else:
                     self._lost[channel] = merge(self._lost.get(channel), item.gap)
             self.dropped += number
+            self._prune()
         return number
 
     def clear(self) -> list[Telling]:
@@ -249,6 +246,11 @@ class Mailbox:
         told += [Telling(channel, gap) for channel, gap in self._lost.items()]
         self._first, self._lost = {}, {}
         return told
+
+    def _prune(self) -> None:
+        first = self._added - len(self._items)
+        while len(self._marks) > 1 and self._marks[1][0] <= first:
+            self._marks.popleft()
 
     def _mark(self, well: datetime) -> None:
         if not self._marks or self._marks[-1][1] != well:

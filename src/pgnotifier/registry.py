@@ -68,6 +68,11 @@ class Registry:
 EMPTY = Registry()
 
 
+def renewed(reg: Registry) -> Registry:
+    """The same, and not the same object: what was decided by the one is decided anew."""
+    return replace(reg)
+
+
 def recorded(reg: Registry) -> Registry:
     """`reg` after its last step was published."""
     return replace(reg, touched=()) if reg.touched else reg

@@ -49,14 +49,15 @@ class Session:
     """A connection and the channels that the server was told to listen to.
 
     `heartbeat` is in seconds, or None. `well` is the last moment before which nothing can have been missed: the
-    sending of the last question that was answered, for a session's notifications and answers come in order.
+    sending of the last question that was answered, for a session's notifications and answers come in order; but not
+    before all that had come by then was handed over.
     """
 
     def __init__(self, source: Source, heartbeat: float | None, breaker: Breaker) -> None:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
         self._breaker = breaker
         self._heartbeat = heartbeat
-        self.well = now()
+        self.well = self._proved = now()
         self._conn = connect(source, breaker)
         try:
             self.fileno = self._conn.fileno()
@@ -158,6 +159,11 @@ class Session:
             raise
         return batch
 
+    def handed_over(self) -> None:
+        """All that was drained has been handed over."""
+        if not self._arrived:
+            self.well = self._proved
+
     def put_back(self, rest: list[Any]) -> None:
         """Have `rest` come first in the next drain."""
         self._arrived = rest + self._arrived
@@ -252,5 +258,5 @@ class Session:
             )
 
     def _well(self, sent: datetime) -> None:
-        self.well = sent - SIGNAL_TIME
+        self._proved = sent - SIGNAL_TIME
         self._answered = monotonic()

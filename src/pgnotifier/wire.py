@@ -52,13 +52,13 @@ class Breaker:
 
     def wait(self, deadline: float | None, fd: int | None = None, events: int = selectors.EVENT_READ) -> bool:
         """Wait for `fd`, until `deadline` (monotonic seconds); whether it is ready. Raises `Abandoned`."""
-        if self.broken:
-            raise Abandoned("given up: the notifier was stopped")
-        with PortableSelector() as selector:
+        ready: Any = None
+        with contextlib.suppress(ValueError), PortableSelector() as selector:  # closed: it is broken then
             selector.register(self._here, selectors.EVENT_READ)
             if fd is not None:
                 selector.register(fd, events)
-            ready = selector.select(None if deadline is None else max(0.0, deadline - monotonic()))
+            if not self.broken:
+                ready = selector.select(None if deadline is None else max(0.0, deadline - monotonic()))
         if self.broken:
             raise Abandoned("given up: the notifier was stopped")
         return bool(ready)
@@ -110,8 +110,8 @@ def _parameters(source: Source) -> dict[str, Any]:
     try:
         params = dict(conninfo_to_dict(text, **extra))
     except psycopg.ProgrammingError as error:
-        # libpq quotes the part that it could not read, and that may be a password.
-        shown = str(error) if "invalid connection option" in str(error) else re.sub(r'"[^"]*"', '"..."', str(error))
+        # libpq quotes the part that it could not read, and that may be a piece of a password.
+        shown = re.sub(r'".*"', '"..."', str(error), flags=re.DOTALL) if text else str(error)
         raise psycopg.ProgrammingError(f"dbconf: {shown.strip()}") from None
     params["client_encoding"] = "UTF8"
     params.setdefault("fallback_application_name", "pgnotifier")
@@ -215,7 +215,8 @@ def answer(conn: psycopg.Connection[Any], breaker: Breaker, deadline: float, lim
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
         if not breaker.wait(deadline, pgconn.socket, events):
             raise psycopg.OperationalError(f"no answer from the server within {limit:g} seconds")
-        pgconn.consume_input()
+        for _ in range(3 if pgconn.ssl_in_use else 1):  # a rest may wait in the TLS layer while the socket is silent
+            pgconn.consume_input()
 
 
 def checked(pgconn: pq.abc.PGconn, results: list[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic, perf_counter
 
+from .log import CRITICAL, log
 from .mailbox import Mailbox
 
 TURN = 0.005  # seconds that a mailbox may keep a worker while others are waiting
@@ -22,9 +23,11 @@ class Workers:
 
     def __init__(self, count: int, run: Callable[[Mailbox], bool], through: Callable[[Mailbox], bool]) -> None:
         self._count, self._run, self._through = count, run, through
-        self.changed = threading.Condition()  # something to do, a worker has ended, a mailbox is empty
+        lock = threading.RLock()
+        self._work_to_do = threading.Condition(lock)  # workers wait for it, and nobody else
+        self._quiet = threading.Condition(lock)  # a mailbox is empty, a worker or an event loop is through
         self.running = False
-        self.watched = False  # somebody waits for mailboxes to be empty
+        self._watchers = 0
         self._ready: deque[Mailbox] = deque()
         self._idle = 0
         self._numbers: set[int] = set()  # of the workers that live
@@ -38,8 +41,8 @@ class Workers:
                 self._ready.append(box)
                 added += 1
         if added and self._idle:
-            with self.changed:
-                self.changed.notify(added)
+            with self._work_to_do:
+                self._work_to_do.notify(added)
 
     def release(self, box: Mailbox) -> None:
         """Whoever has the claim is through with a turn. On a worker, or on an event loop."""
@@ -49,21 +52,21 @@ class Workers:
         if len(box):
             self._ready.append(box)
             if self._idle:
-                with self.changed:
-                    self.changed.notify()
+                with self._work_to_do:
+                    self._work_to_do.notify()
             return
         box.claim.release()
         if len(box):
             self.offer((box,))
-        elif self.watched:
-            with self.changed:
-                self.changed.notify_all()
+        if self._watchers:
+            with self._quiet:
+                self._quiet.notify_all()
 
     def start(self) -> None:
         """Have all of them run; those that are still in a callback from before go on."""
-        with self.changed:
+        with self._quiet:
             self.running = True
-            self.changed.notify_all()
+            self._quiet.notify_all()
             missing = [n for n in range(1, self._count + 1) if n not in self._numbers]
             self._numbers.update(missing)
         try:
@@ -71,27 +74,40 @@ class Workers:
                 name = f"pgnotifier-worker-{missing[0]}"
                 thread = threading.Thread(target=self._work, args=(missing[0],), name=name, daemon=True)
                 self._threads.add(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except BaseException:
+                    self._threads.discard(thread)
+                    raise
                 del missing[0]
         except BaseException:
-            with self.changed:
+            with self._quiet:
                 self._numbers.difference_update(missing)
             raise
 
     def stop(self) -> None:
         """Have them end when the queue is empty."""
-        with self.changed:
+        with self._work_to_do:
             self.running = False
-            self.changed.notify_all()
+            self._work_to_do.notify_all()
 
     def wait(self, condition: Callable[[], object], deadline: float) -> None:
         """Wait until `condition()` holds, as often as something has changed, until `deadline` (monotonic seconds)."""
-        with self.changed:
-            self.changed.wait_for(condition, max(0.0, deadline - monotonic()))
+        with self._quiet:
+            self._watchers += 1
+            try:
+                self._quiet.wait_for(condition, max(0.0, deadline - monotonic()))
+            finally:
+                self._watchers -= 1
 
     @property
     def ended(self) -> bool:
         return not self._threads
+
+    def void(self) -> None:
+        """In a forked child, whose only thread may be one of these: have it do nothing any more."""
+        self.running = False
+        self._ready.clear()
 
     def is_one(self, thread: threading.Thread) -> bool:
         return thread in self._threads
@@ -102,10 +118,10 @@ class Workers:
             try:
                 return ready.popleft()
             except IndexError:
-                with self.changed:
+                with self._work_to_do:
                     self._idle += 1
                     while self.running and not ready:
-                        self.changed.wait()
+                        self._work_to_do.wait()
                     self._idle -= 1
                     if not ready:  # and not running any more; `start` may count on the number from now on
                         self._numbers.discard(number)
@@ -116,12 +132,15 @@ class Workers:
             while (box := self._next(number)) is not None:
                 end = perf_counter() + TURN
                 while True:
-                    if self._run(box):
-                        break  # an event loop has the claim
+                    try:
+                        if self._run(box):
+                            break  # an event loop has the claim
+                    except BaseException as error:  # none of user code's, which is guarded
+                        log(CRITICAL, "a worker met what it did not expect", error=error)
                     if not box.waiting or perf_counter() > end:
                         self.release(box)
                         break
         finally:
-            with self.changed:
+            with self._quiet:
                 self._threads.discard(threading.current_thread())
-                self.changed.notify_all()
+                self._quiet.notify_all()

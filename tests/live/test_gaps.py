@@ -242,7 +242,9 @@ def test_connected_and_stopped_events(server: str) -> None:
         n.notify(n.SYSCHAN, {"event": "forged"})
         until(lambda: len(events) == 3)
         n.mute_channels(n.SYSCHAN)
+        before = n.status()["received"]
         n.notify(n.SYSCHAN, 1)
+        until(lambda: n.status()["received"] > before)
         n.unmute_channels(n.SYSCHAN)
         n.notify(n.SYSCHAN, 2)
         until(lambda: events[3:] == [2])

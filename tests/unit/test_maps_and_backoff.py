@@ -32,7 +32,7 @@ FLOORS = [
     "errors gap maps payload backoff",
     "registry",
     "hearing",
-    "wire arguments",
+    "wire arguments log flag",
     "session mailbox",
     "calls workers sender listener",
     "delivery",
