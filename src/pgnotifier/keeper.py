@@ -81,12 +81,12 @@ class Keeper:
             threading.Thread(target=self.change, args=(step, apply), name="pgnotifier-change", daemon=True).start()
             return
         with self._changing:
-            self._waiting.append((step, apply))
             if self._in_change:
+                self._waiting.append((step, apply))
                 return
             self._in_change = True
             try:
-                self._change(*self._waiting.popleft())
+                self._change(step, apply)
             finally:
                 while self._waiting:
                     try:
@@ -137,7 +137,11 @@ class Keeper:
                 old.join()
             return self._listen(link, session, new, add, remove)
         finally:
-            self._spawn(link)
+            try:
+                self._spawn(link)
+            except KeyboardInterrupt:  # it may come twice; what is left undone is done by the next change
+                self._spawn(link)
+                raise
             self.history.restarts += 1
 
     def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> bool:

@@ -8,6 +8,7 @@ whoever changes channels between two listener threads.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -58,6 +59,7 @@ class Link:
         self._setting = setting
         self._breaker = Breaker()
         self._loop = new_loop()
+        self._turn = threading.Lock()
         self.session: Session | None = None
         self.listener: Listener | None = None
         self.closed = False
@@ -117,11 +119,10 @@ class Link:
         """
         with self._setting.lock:
             if not self.closed:
-                previous = self.listener
                 self.listener = Listener(
                     self._loop,
-                    self.session,
-                    previous,
+                    self._turn,
+                    lambda: self.session,
                     self._setting.notify,
                     self._setting.delivery.nudge,
                     self.lost,

@@ -74,19 +74,19 @@ def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
 
 
 class Listener:
-    """Drains `session` into `deliver` until asked to stop.
+    """Drains a session into `deliver` until asked to stop, while it has `turn`, which one thread has at a time.
 
-    `deliver(batch, well, give_up)` returns how many it took; the others come first in the next drain.
-    `lost(session, error)` is called when the session fails, and `renew()` for the next one, which is None where none
-    is wanted any more; with no `session` to begin with, `renew` comes first. A `previous` listener's thread is waited
-    for before all that, and `ended()` comes after it.
+    `session()` is what there is to begin with. `deliver(batch, well, give_up)` returns how many it took; the others
+    come first in the next drain. `lost(session, error)` is called when the session fails, and `renew()` for the next
+    one, which is None where none is wanted any more; with no session to begin with, `renew` comes first. `ended()`
+    comes last.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        session: Session | None,
-        previous: Listener | None,
+        turn: threading.Lock,
+        session: Callable[[], Session | None],
         deliver: Callable[[list[Any], datetime, Callable[[], bool]], int],
         nudge: Callable[[], None],
         lost: Callable[[Session, BaseException], None],
@@ -94,8 +94,7 @@ class Listener:
         ended: Callable[[], object],
     ) -> None:
         self._loop = loop
-        self._session = session
-        self._previous = previous
+        self._turn, self._session = turn, session
         self._deliver, self._nudge, self._lost, self._renew, self._ended = deliver, nudge, lost, renew, ended
         self._stopping = False  # counts even before the thread has begun to run
         self._readable: asyncio.Event | None = None
@@ -137,26 +136,23 @@ class Listener:
         return self._stopping
 
     def _run(self) -> None:
-        if self._previous is not None:
-            self._previous.join()
-            self._previous = None
-        session = self._session
-        try:
-            while not self._stopping:
-                try:
-                    if session is None:
-                        session = self._renew()
+        with self._turn:
+            try:
+                session = self._session()
+                while not self._stopping:
+                    try:
+                        session = session or self._renew()
                         if session is None:
                             return
-                    self._loop.run_until_complete(self._listen(session))
-                except BaseException as error:
-                    failed, session = session, None
-                    if failed is not None:
-                        self._lost(failed, error)
-                    else:
-                        log(CRITICAL, "the listener met what it did not expect, and goes on", error=error)
-        finally:
-            self._ended()
+                        self._loop.run_until_complete(self._listen(session))
+                    except BaseException as error:
+                        failed, session = session, None
+                        if failed is not None:
+                            self._lost(failed, error)
+                        else:
+                            log(CRITICAL, "the listener met what it did not expect, and goes on", error=error)
+            finally:
+                self._ended()
 
     async def _listen(self, session: Session) -> None:
         loop, stopping = self._loop, self._stop_asked
