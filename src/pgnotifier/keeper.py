@@ -149,6 +149,7 @@ class Keeper:
         well = session.well
         try:
             if link.session is session:  # else lost while the thread ended
+                link.hand_over(session)
                 refused = session.listen_where_allowed(add, remove)
                 if own & refused.keys():
                     added = [name for name in add if name not in refused]

@@ -93,6 +93,7 @@ class Link:
                         self._up_since = monotonic()
                         break
                     reg = setting.wanted()
+                session.leftover()  # from channels as they were wanted a moment ago; a gap covers it
                 add = [name for name in (SYSCHAN, *reg.valid) if name not in session.active and name not in refused]
                 remove = [name for name in session.active if name not in reg.valid and name != SYSCHAN]
                 refused.update(session.listen_where_allowed(add, remove))
@@ -104,6 +105,13 @@ class Link:
         self.report_refused(refused)
         setting.history.since = now()
         return session
+
+    def hand_over(self, session: Session) -> None:
+        """By its owner: what has come until now goes to those who are subscribed now, before that changes."""
+        batch = session.drain()
+        taken = self._setting.notify(batch, session.well, lambda: True)
+        session.put_back(batch[taken:])
+        session.handed_over()
 
     def report_refused(self, refused: dict[str, psycopg.Error]) -> None:
         """Tell of names that the server does not take; the other channels are heard."""
