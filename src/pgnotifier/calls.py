@@ -188,11 +188,12 @@ class Calls:
         """The event loop on which `item` is to be handled; None for a worker."""
         if type(item) is Begin:
             return None
-        if type(item) is Telling:
-            sub = registry.subscription(self.view, box.id, item.channel)
-            return sub.loop if sub is not None and sub.tells_by_awaiting else None
         sub = registry.subscription(self.view, box.id, item.channel)
-        return sub.loop if sub is not None and sub.awaits else None
+        return None if sub is None else self._loop_of(sub, item)
+
+    @staticmethod
+    def _loop_of(sub: Subscription, item: Item) -> Any:
+        return sub.loop if (sub.tells_by_awaiting if type(item) is Telling else sub.awaits) else None
 
     def _ship(self, box: Mailbox, hand: list[Item]) -> bool:
         """Hand the first of `hand` that belong to one event loop over to it, decoded; put back the others."""
@@ -245,34 +246,51 @@ class Calls:
                 if self.epoch != epoch:
                     self._void(box, tuple(shipped))
                     shipped.clear()
-                elif shipped[0].channel in box.barriers:
+                    continue
+                if shipped[0].channel in box.barriers:
                     self._void(box, [shipped.popleft()])
-                elif self._on_loop(box, shipped[0]) is loop:
-                    await self._await_one(box, shipped.popleft())
-                elif registry.subscription(self.view, box.id, shipped[0].channel) is None:
+                    continue
+                sub = registry.subscription(self.view, box.id, shipped[0].channel)
+                if sub is None:
                     self._void(box, [shipped.popleft()])
+                elif self._loop_of(sub, shipped[0]) is loop:
+                    await self._await_one(box, sub, shipped.popleft())
                 else:
                     return  # it has another callback now: a worker looks again
         finally:
             self.reclaim(box, shipped)
 
-    def reclaim(self, box: Mailbox, shipped: deque[Shared | Telling]) -> None:
-        """Take the claim back from an event loop, once, with what was not begun."""
-        if box.shipped is not shipped:
+    def reclaim_from_closed(self, box: Mailbox) -> None:
+        """Take the claim back where the event loop that has it is closed."""
+        loop, shipped = box.loop, box.shipped
+        if shipped is not None and loop is not None and loop.is_closed():
+            self.reclaim(box, shipped, closed=True)
+
+    def reclaim(self, box: Mailbox, shipped: deque[Shared | Telling], closed: bool = False) -> None:
+        """Take the claim back from an event loop, with what was not begun; what was, fails where it is closed."""
+        if box.shipped is not shipped:  # without the lock: the garbage collector may come here from anywhere
             return
-        box.shipped = box.loop = None
+        with box.lock:
+            if box.shipped is not shipped:
+                return
+            box.shipped = box.loop = None
+            begun, box.awaited = box.awaited, None
+        if closed and begun is not None:
+            self._failed(box, begun.channel, RuntimeError("the event loop was closed under the callback"))
         box.give_back(tuple(shipped))
         self.awaiting.discard(box)
         self.released(box)
 
-    async def _await_one(self, box: Mailbox, item: Shared | Telling) -> None:
-        sub: Any = registry.subscription(self.view, box.id, item.channel)
+    async def _await_one(self, box: Mailbox, sub: Any, item: Shared | Telling) -> None:
+        box.awaited = item
         try:
             if isinstance(item, Telling):
                 await sub.on_listen(box.id, item.channel, item.gap)
             else:
                 await sub.fn(box.id, item.channel, item.payload, item.pid)
                 box.delivered += 1
+        except GeneratorExit:  # collected after its loop was closed
+            raise
         except asyncio.CancelledError as error:
             self._failed(box, item.channel, error)
             raise
@@ -281,3 +299,6 @@ class Calls:
         except BaseException as error:
             self._fatally(box, error)
             raise
+        finally:
+            if box.awaited is item:
+                box.awaited = None

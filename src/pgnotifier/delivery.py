@@ -25,6 +25,7 @@ from .session import now
 from .workers import Workers
 
 NOTHING: PMap[str, bool] = pmap()
+READ_ON = 0.01  # seconds after which the listener looks at the socket again while it waits for room
 ANNOUNCE = 1.0  # seconds between two events that tell of one mailbox's overflow
 
 
@@ -120,7 +121,7 @@ class Delivery:
         ready = []
         for id, telling in self._calls.hearing.follow(reg, self._active, touched, since, now()):
             box = self._box(id)
-            box.put([telling], well)
+            box.tell(telling, well)
             ready.append(box)
         return ready
 
@@ -206,24 +207,11 @@ class Delivery:
         return route
 
     def _put(self, route: _Route, run: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
-        items = run
-        if len(route.boxes) + len(route.latest) > 1:
+        boxes, items = route.boxes, run
+        if len(boxes) + len(route.latest) > 1:
             locks = self._decoding
             items = [Shared(n.channel, n.payload, n.pid, locks[k & 7]) for k, n in enumerate(run)]
-        done = self._put_all(route.boxes, items, well, give_up)
-        if done:
-            for box in route.latest:
-                if not box.put_latest(items[done - 1], well) and box.room < 0:
-                    self._drop(box, 1)
-            self._workers.offer(route.latest)
-        return done
-
-    def _put_all(
-        self, boxes: Sequence[Mailbox], items: Sequence[Any], well: datetime, give_up: Callable[[], bool]
-    ) -> int:
         done, size = 0, len(items)
-        if not boxes:
-            return size
         while done < size:
             chunk = size - done
             for box in boxes:
@@ -235,25 +223,37 @@ class Delivery:
             part = items if chunk == size else items[done : done + chunk]
             for box in boxes:
                 box.put(part, well)
-                loop, shipped = box.loop, box.shipped
-                if loop is not None and shipped is not None and loop.is_closed():
-                    self._calls.reclaim(box, shipped)  # was never begun
+                if box.shipped is not None:
+                    self._calls.reclaim_from_closed(box)
             self._workers.offer(boxes)
             done += chunk
+            for box in route.latest:
+                if not box.put_latest(items[done - 1], well) and box.room < 0:
+                    self._drop(box, 1)
+                if box.shipped is not None:
+                    self._calls.reclaim_from_closed(box)
+            self._workers.offer(route.latest)
         return size
 
     def _make_room(self, box: Mailbox, wanted: int, give_up: Callable[[], bool]) -> int:
-        """Wait for room as long as the contract says, then throw away the oldest; 0 where given up."""
+        """Wait for room as long as the contract says, then throw away the oldest; 0 where given up.
+
+        It is a wait for all that are full: each of them has its time, and not one after the other.
+        """
         while box.patience > 0:
-            began, taken = monotonic(), box.taken
+            with self._boxes_lock:
+                full = [(other, other.taken) for other in self._boxes.values() if other.room <= 0]
+            began = monotonic()
             with self._room:
                 box.waited_for = True
-                if box.room <= 0 and not give_up():
-                    self._room.wait(min(0.05, box.patience))
+                if box.room <= 0:
+                    self._room.wait(min(READ_ON, box.patience))
                 box.waited_for = False
             if give_up():
                 return 0
-            box.waited(monotonic() - began, box.taken - taken)
+            waited = monotonic() - began
+            for other, taken in full:
+                other.waited(waited, other.taken - taken)
             if box.room > 0:
                 return box.room
         self._drop(box, min(wanted, box.limit) - box.room)
@@ -287,7 +287,7 @@ class Delivery:
         if box.leaving and not len(box):
             with self._calls.telling:
                 box.leaving = box.id not in self._published.ids
-                if box.leaving:
+                if box.leaving and not len(box):
                     self._remove(box)
                     return False
         return True
@@ -302,6 +302,7 @@ class Delivery:
 
     def drain(self, deadline: float) -> None:
         """Wait until nothing waits and no callback runs, until `deadline` (monotonic seconds) at most."""
+        self._reclaim()
         self._workers.wait(lambda: not any(box.claim.locked() for box in tuple(self._boxes.values())), deadline)
 
     def halt(self, event: dict[str, Any] | None, well: datetime) -> None:
@@ -322,12 +323,18 @@ class Delivery:
             if event is not None:
                 self.event(event)
             self._workers.stop()
+        self._reclaim()
         self.nudge()
 
     def wait(self, deadline: float) -> None:
         """Wait until the workers have ended, and the callbacks on event loops; or have been started again."""
         calls, workers = self._calls, self._workers
         workers.wait(lambda: workers.running or (workers.ended and not calls.awaiting), deadline)
+
+    def _reclaim(self) -> None:
+        for box in tuple(self._boxes.values()):
+            if box.shipped is not None:
+                self._calls.reclaim_from_closed(box)
 
     def in_a_callback(self) -> bool:
         """Whether the caller is inside a callback, or on an event loop that has one running."""

@@ -109,9 +109,9 @@ class Link:
     def hand_over(self, session: Session) -> None:
         """By its owner: what has come until now goes to those who are subscribed now, before that changes."""
         batch = session.drain()
-        taken = self._setting.notify(batch, session.well, lambda: True)
-        session.put_back(batch[taken:])
-        session.handed_over()
+        taken = self._setting.notify(batch, session.drained, lambda: True)
+        if taken < len(batch):
+            session.put_back(batch[taken:])
 
     def report_refused(self, refused: dict[str, psycopg.Error]) -> None:
         """Tell of names that the server does not take; the other channels are heard."""
@@ -151,10 +151,10 @@ class Link:
             self._down_since = monotonic()
             history.last_error, history.since = describe(error), now()
         session.close()
-        rest = session.leftover()
+        well, rest = session.well, session.leftover()
         if rest:
-            self._setting.notify(rest, session.well, lambda: self.closed)
-        delivery.deaf("connection", session.well, describe(error))
+            self._setting.notify(rest, well, lambda: self.closed)
+        delivery.deaf("connection", well, describe(error))
         if isinstance(error, psycopg.Error | UnicodeError | OSError):
             log(WARNING, "the connection is lost: %s", describe(error))
         else:

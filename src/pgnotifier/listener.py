@@ -154,6 +154,15 @@ class Listener:
             finally:
                 self._ended()
 
+    def _stops(self, session: Session, failures: list[BaseException]) -> bool:
+        """Asked again and again while a mailbox is full: the server must not wait for it."""
+        if not self._stopping and not failures:
+            try:
+                session.read_on()
+            except Exception as error:
+                failures.append(error)
+        return self._stopping
+
     async def _listen(self, session: Session) -> None:
         loop, stopping = self._loop, self._stop_asked
         readable = self._readable = asyncio.Event()
@@ -170,9 +179,12 @@ class Listener:
                 readable.clear()
                 batch = session.drain()
                 if batch:
-                    taken = self._deliver(batch, session.well, stopping)
-                    session.put_back(batch[taken:])
-                session.handed_over()
+                    failures: list[BaseException] = []
+                    taken = self._deliver(batch, session.drained, lambda: self._stops(session, failures))  # noqa: B023
+                    if taken < len(batch):
+                        session.put_back(batch[taken:])
+                    if failures:
+                        raise failures[0]
                 heard, self._heard = self._heard or bool(batch), False
                 latest = session.check(heard)
                 if latest != due:

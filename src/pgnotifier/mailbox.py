@@ -58,12 +58,12 @@ Item = Notify | Shared | Telling | Begin
 
 
 class _Latest:
-    """A place in the queue that newer notifications of its channel take over (`deliver="latest"`)."""
+    """A place in the queue that newer ones of its channel take over while it is open (`deliver="latest"`)."""
 
-    __slots__ = ("channel", "item")
+    __slots__ = ("channel", "item", "open")
 
     def __init__(self, item: Any) -> None:
-        self.channel, self.item = item.channel, item
+        self.channel, self.item, self.open = item.channel, item, True
 
 
 class Mailbox:
@@ -75,6 +75,7 @@ class Mailbox:
         self.lock = threading.RLock()  # reentrant: a signal handler may stop the notifier anywhere
         self.claim = threading.Lock()
         self.loop: Any = None  # the event loop that has the claim
+        self.awaited: Any = None  # what that loop is in the middle of
         self.shipped: deque[Any] | None = None  # to that loop, and not begun
         self.leaving = True  # look whether its id is still subscribed somewhere, when it is through
         self.seen: Registry = EMPTY  # the registry that `subs` was read from
@@ -134,11 +135,24 @@ class Mailbox:
             self._items.extend(items)
             self._added += len(items)
 
+    def tell(self, telling: Telling, well: datetime) -> None:
+        """Append what is to be told; what comes after it of that channel stands behind it."""
+        with self.lock:
+            if telling.channel in self._latest:
+                self._latest[telling.channel].open = False
+            last = self._items[-1] if self._items else None
+            if type(last) is Telling and last.channel == telling.channel and last.gap and telling.gap:
+                self._items[-1] = Telling(telling.channel, merge(last.gap, telling.gap))
+                return
+            self._mark(well)
+            self._items.append(telling)
+            self._added += 1
+
     def put_latest(self, item: Any, well: datetime) -> bool:
         """Take the place of the one of that channel that still waits; whether there was one."""
         with self.lock:
             place = self._latest.get(item.channel)
-            if place is not None:
+            if place is not None and place.open:
                 place.item = item
                 return True
             self._mark(well)
@@ -153,14 +167,21 @@ class Mailbox:
             items = self._items
             self._prune()
             size = min(len(items), self.turn, self.limit // 8 or 1)
-            if size == len(items):
+            if self._latest:
+                # A place stays open until it is its turn: it can only be the first that is taken.
+                hand = [items.popleft() for _ in range(min(1, size))]
+                while len(hand) < size and type(items[0]) is not _Latest:
+                    hand.append(items.popleft())
+                size = len(hand)
+                if hand and type(hand[0]) is _Latest:
+                    hand[0] = self._unwrap(hand[0])
+            elif size == len(items):
                 hand = list(items)
                 items.clear()
-                self.renew()
             else:
                 hand = [items.popleft() for _ in range(size)]
-            if self._latest:
-                hand = [self._unwrap(item) if type(item) is _Latest else item for item in hand]
+            if not items:
+                self.renew()
             self._held = max(0, size - 1)
             self.taken += size
             if self._lost or self._first:
@@ -186,11 +207,21 @@ class Mailbox:
             self.barriers[channel] = left
 
     def give_back(self, items: Sequence[Item]) -> None:
-        """Put what was not begun before all that waits."""
+        """Put what was not begun before all that waits, and before what is to be told of drops since then."""
+        if not items:
+            return
         with self.lock:
-            self._items.extendleft(reversed(items))
             self.taken -= len(items)
-            self._held = 0
+            self._held = max(0, self._held - len(items))
+            marks = self._marks
+            if marks:
+                place = self._added - len(self._items)
+                before = well = marks[0][1]
+                while marks and marks[0][0] <= place:
+                    well = marks.popleft()[1]
+                marks.appendleft((place, well))
+                marks.appendleft((place - len(items), before))
+            self._items.extendleft(reversed([*items, *self._before()]))
 
     def done(self) -> None:
         """The grabbed ones are through."""
@@ -198,9 +229,12 @@ class Mailbox:
 
     def drop(self, count: int, moment: datetime) -> int:
         """Throw away the oldest `count`, to be told of where they stood; returns how many were notifications."""
-        number = 0
+        gone: dict[str, int] = {}
         with self.lock:
-            since = self._marks[0][1]
+            marks, first = self._marks, self._added - len(self._items)
+            while len(marks) > 2 and marks[2][0] <= first:
+                del marks[1]  # the first belongs to what has been taken
+            since = marks[1][1] if len(marks) > 1 and marks[1][0] <= first else marks[0][1]
             for _ in range(min(count, len(self._items))):
                 item = self._items.popleft()
                 if type(item) is _Latest:
@@ -209,16 +243,16 @@ class Mailbox:
                 if type(item) is Begin:
                     self._begun(channel)
                 elif type(item) is not Telling:
-                    number += 1
-                    self.unannounced[channel] = self.unannounced.get(channel, 0) + 1
-                    self._lost[channel] = merge(self._lost.get(channel), Gap(channel, "overflow", since, moment, 1))
+                    gone[channel] = gone.get(channel, 0) + 1
                 elif item.gap is None:
                     self._first[channel] = True
                 else:
                     self._lost[channel] = merge(self._lost.get(channel), item.gap)
-            self.dropped += number
-            self._prune()
-        return number
+            for channel, number in gone.items():
+                self.unannounced[channel] = self.unannounced.get(channel, 0) + number
+                self._lost[channel] = merge(self._lost.get(channel), Gap(channel, "overflow", since, moment, number))
+                self.dropped += number
+        return sum(gone.values())
 
     def clear(self) -> list[Telling]:
         """Throw away all but SYSCHAN's; returns what was to be told."""
@@ -253,8 +287,11 @@ class Mailbox:
             self._marks.popleft()
 
     def _mark(self, well: datetime) -> None:
-        if not self._marks or self._marks[-1][1] != well:
-            self._marks.append((self._added, well))
+        place, marks = self._added, self._marks
+        while marks and marks[-1][1] > well:  # after an event, whose moment is its own
+            place = marks.pop()[0]
+        if not marks or marks[-1][1] != well:
+            marks.append((place, well))
 
     def _unwrap(self, place: _Latest) -> Any:
         if self._latest.get(place.channel) is place:

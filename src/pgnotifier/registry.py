@@ -193,9 +193,9 @@ def valid_channels(reg: Registry) -> PVector[str]:
 
 
 def only(reg: Registry, name: str) -> Registry:
-    """`reg` without all other channels, to decide who is called; without ids."""
+    """`reg` without all other channels, to decide who is called; the ids stay, for they are not forgotten."""
     entry = reg.channels.get(name)
-    return EMPTY if entry is None else Registry(channels=pmap({name: entry}))
+    return Registry(channels=pmap() if entry is None else pmap({name: entry}), ids=reg.ids)
 
 
 def subscription(reg: Registry, id: Hashable, name: str) -> Subscription | None:

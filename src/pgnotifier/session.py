@@ -26,6 +26,9 @@ ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, 
 
 PROOF_TIME = 2.0  # seconds for a notification to come through a pooler
 
+AHEAD = 16_000_000  # bytes of notifications, about, that are read while there is no room for them
+OVERHEAD = 100  # bytes of each, about, without its payload
+
 # How a server refuses a name that its encoding cannot hold.
 REFUSALS = (psycopg.DataError, psycopg.ProgrammingError)
 
@@ -48,16 +51,15 @@ def quote(name: str) -> str:
 class Session:
     """A connection and the channels that the server was told to listen to.
 
-    `heartbeat` is in seconds, or None. `well` is the last moment before which nothing can have been missed: the
-    sending of the last question that was answered, for a session's notifications and answers come in order; but not
-    before all that had come by then was handed over.
+    `heartbeat` is in seconds, or None. `drained` is `well` as it holds for what the last drain returned.
     """
 
     def __init__(self, source: Source, heartbeat: float | None, breaker: Breaker) -> None:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
         self._breaker = breaker
         self._heartbeat = heartbeat
-        self.well = self._proved = now()
+        self._known = self._clean = self.drained = now()
+        self._ahead = 0
         self._conn = connect(source, breaker)
         try:
             self.fileno = self._conn.fileno()
@@ -136,11 +138,32 @@ class Session:
         self.listen((), [channel])
         self._arrived = [n for n in self._arrived if n.channel != channel]
 
+    @property
+    def well(self) -> datetime:
+        """The last moment before which nothing can have been missed, nor has arrived and was not drained.
+
+        It is the sending of the last question that was answered: notifications and answers come in order.
+        """
+        return self._clean if self._arrived else self._known
+
     def drain(self) -> list[Any]:
         """All notifications that have arrived, in order; does not wait. Raises when the connection is lost.
 
         What had arrived by then is kept, for `leftover`.
         """
+        self.drained, self._ahead = self.well, 0
+        return self._drain()
+
+    def read_on(self) -> None:
+        """Read what has come, for the next drain, so that the server need not wait; as long as it is not too much."""
+        if self._ahead < AHEAD:
+            known = len(self._arrived)
+            clean = self.well
+            self._arrived = self._drain()
+            self._clean = clean
+            self._ahead += sum(OVERHEAD + len(n.payload) for n in self._arrived[known:])
+
+    def _drain(self) -> list[Any]:
         batch, self._arrived = self._arrived, []
         try:
             batch += self._conn.notifies(timeout=0)
@@ -157,16 +180,13 @@ class Session:
         except BaseException:
             self._arrived = batch
             raise
+        self._clean = self._known
         return batch
 
-    def handed_over(self) -> None:
-        """All that was drained has been handed over."""
-        if not self._arrived:
-            self.well = self._proved
-
     def put_back(self, rest: list[Any]) -> None:
-        """Have `rest` come first in the next drain."""
+        """Have `rest` of the last drain come first in the next one."""
         self._arrived = rest + self._arrived
+        self._clean = self.drained
 
     def leftover(self) -> list[Any]:
         """What had arrived before the connection was lost, and was not drained."""
@@ -258,5 +278,5 @@ class Session:
             )
 
     def _well(self, sent: datetime) -> None:
-        self._proved = sent - SIGNAL_TIME
+        self._known = sent - SIGNAL_TIME
         self._answered = monotonic()

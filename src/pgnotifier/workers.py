@@ -48,6 +48,7 @@ class Workers:
         """Whoever has the claim is through with a turn. On a worker, or on an event loop."""
         box.done()
         if not self._through(box):
+            self._tell()
             return
         if len(box):
             self._ready.append(box)
@@ -58,6 +59,9 @@ class Workers:
         box.claim.release()
         if len(box):
             self.offer((box,))
+        self._tell()
+
+    def _tell(self) -> None:
         if self._watchers:
             with self._quiet:
                 self._quiet.notify_all()

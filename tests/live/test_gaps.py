@@ -98,6 +98,7 @@ def test_muted(server: str, sender: Conn, channel: str, how: str) -> None:
     with Notifier(server) as n:
         n.subscribe(1, channel, log.heard, on_listen=log.told)
         n.subscribe(2, channel, lambda *a: None)
+        until(lambda: log == [None])
         before = now()
         if how != "subscriber":
             n.mute_channels(channel)

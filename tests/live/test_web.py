@@ -1,0 +1,168 @@
+"""Contract 8 and 9 in a web application: the recipe in docs/recipes/web.md, as it stands there, under uvicorn."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from conftest import until
+
+RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "web.md"
+
+
+class Server:
+    """The recipe's application under uvicorn, in a process of its own."""
+
+    def __init__(self, database: str, folder: Path) -> None:
+        code = re.search(r"^```python\n(.*?)^```$", RECIPE.read_text(), re.MULTILINE | re.DOTALL)
+        assert code is not None
+        (folder / "app.py").write_text(code[1])
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "uvicorn", "app:app", "--port", "0"],
+                cwd=folder,
+                stderr=log,
+                stdout=log,
+                env={**os.environ, "DATABASE_URL": database},
+            )
+        until(lambda: self.process.poll() is not None or "Uvicorn running" in self.text, 20)
+        found = re.search(r"http://127.0.0.1:(\d+)", self.text)
+        assert found is not None, self.text
+        self.port = int(found[1])
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def health(self) -> dict[str, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", "/health")
+            response = connection.getresponse()
+            assert response.status == 200
+            return dict(json.loads(response.read()))
+        finally:
+            connection.close()
+
+
+class Client:
+    """A browser's EventSource, as far as it goes."""
+
+    def __init__(self, server: Server, channel: str) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        self.connection.request("GET", f"/events/{channel}", headers={"Accept": "text/event-stream"})
+        self.response = self.connection.getresponse()
+        assert self.response.status == 200
+        assert self.response.headers["Content-Type"].startswith("text/event-stream")
+
+    def next(self) -> tuple[str, Any]:
+        """The next event: its kind and its data."""
+        lines = []
+        while line := self.response.readline().decode().rstrip("\n"):
+            lines.append(line)
+        kind, data = (line.split(": ", 1)[1] for line in lines)
+        return kind, json.loads(data)
+
+    def ended(self) -> bool:
+        return self.response.readline() == b""
+
+    def close(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+@pytest.fixture
+def web(server: str, tmp_path: Path) -> Iterator[Server]:
+    web = Server(server, tmp_path)
+    yield web
+    web.process.kill()
+    web.process.wait(10)
+
+
+def test_events_come_and_a_client_that_goes_is_unsubscribed(web: Server, sender: psycopg.Connection[Any]) -> None:
+    """Contract 8, 9, 10: each client is a subscriber, from its `ready` until it goes away."""
+    first, second, other = Client(web, "orders"), Client(web, "orders"), Client(web, "customers")
+    for client, channel in ((first, "orders"), (second, "orders"), (other, "customers")):
+        assert client.next() == ("ready", {"channel": channel})
+    assert web.health()["clients"] == 3
+    assert web.health()["active"] == ["customers", "orders"]
+    sender.execute("""select pg_notify('orders', '{"id": 42, "note": "line\\none"}')""")
+    sender.execute("select pg_notify('orders', 'text')")
+    for client in (first, second):
+        assert client.next() == ("notification", {"id": 42, "note": "line\none"})
+        assert client.next() == ("notification", "text")
+    first.close()
+    other.close()
+    until(lambda: web.health()["clients"] == 1)
+    assert web.health()["active"] == ["orders"]
+    sender.execute("select pg_notify('orders', '1')")
+    assert second.next() == ("notification", 1)
+    assert select.select([second.connection.sock], [], [], 0.05)[0] == []
+    second.close()
+    until(lambda: web.health()["active"] == [])
+    assert "Traceback" not in web.text
+
+
+def test_what_is_not_offered_is_refused(web: Server) -> None:
+    """A client cannot make the server listen to just anything."""
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
+    connection.request("GET", "/events/secrets")
+    assert connection.getresponse().status == 404
+    connection.close()
+    assert web.health()["clients"] == 0
+
+
+def test_a_client_that_does_not_read_harms_only_itself(web: Server, sender: psycopg.Connection[Any]) -> None:
+    """Contract 9: its mailbox is full, the other gets all of it."""
+    stuck, other = Client(web, "orders"), Client(web, "orders")
+    assert other.next() == ("ready", {"channel": "orders"})
+    for part in range(8):
+        sender.execute(
+            "select pg_notify('orders', format('[%%s, %%s, \"%%s\"]', %s::int, i, repeat('x', 6000)))"
+            " from generate_series(0, 499) i",
+            (part,),
+        )
+        for i in range(500):
+            kind, data = other.next()
+            assert (kind, data[:2]) == ("notification", [part, i])
+    assert web.health()["dropped"] > 0
+    assert web.health()["pending"] <= 1000
+    stuck.close()
+    other.close()
+    until(lambda: web.health()["clients"] == 0)
+    assert "Traceback" not in web.text
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_server_stops_cleanly(web: Server, signum: signal.Signals, sender: psycopg.Connection[Any]) -> None:
+    """Contract 11: with streams open; they end, and so does the session."""
+    clients = [Client(web, "orders") for _ in range(3)]
+    for client in clients:
+        assert client.next()[0] == "ready"
+    began = time.monotonic()
+    web.process.send_signal(signum)
+    assert all(client.ended() for client in clients)
+    code = web.process.wait(10)
+    assert time.monotonic() - began < 4
+    assert code in (0, -signum), web.text
+    assert "Application shutdown complete" in web.text
+    for word in ("Traceback", "ERROR", "WARNING", "Warning"):
+        assert word not in web.text, web.text
+    row = "select count(*) from pg_stat_activity where application_name = 'pgnotifier' and query like '%%LISTEN%%'"
+    until(lambda: sender.execute(row).fetchone() == (0,))
+    for client in clients:
+        client.close()
