@@ -24,7 +24,7 @@ from .link import STOP_TIME, History, Link, Setting
 from .log import CRITICAL, ERROR, INFO, describe, log
 from .registry import EMPTY, Registry
 from .session import REFUSALS, Session, now
-from .wire import Source
+from .wire import Abandoned, Source
 
 STOPPED: dict[str, Any] = {"event": "stopped"}
 Step = Callable[[Registry], Registry]
@@ -145,7 +145,8 @@ class Keeper:
             self.history.restarts += 1
 
     def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> bool:
-        own = {name for name, _ in new.touched}
+        # A name that an earlier call left pending does not make another call fail; to apply it was asked for here.
+        own = set(add) if new is self.registry else {name for name, _ in new.touched}
         well = session.well
         try:
             if link.session is session:  # else lost while the thread ended
@@ -220,10 +221,12 @@ class Keeper:
                 log(INFO, "connected, listening to %d channels", len(self.registry.valid))
                 with self._changing:
                     self._spawn(link)
-            except BaseException:
+            except BaseException as error:
+                overtaken = link.closed and isinstance(error, Abandoned)
                 with self._changing:
                     self._drop(link, None)
-                raise
+                if not overtaken:  # by another thread's stop(), which then has the last word
+                    raise
 
     def _drop(self, link: Link, event: dict[str, Any] | None) -> None:
         """End a link that could not begin, or not go on."""

@@ -55,12 +55,21 @@ def _decode_slowly(text: str) -> Any:
             except (ValueError, StopIteration):
                 pass
         if _may_warn(text) is None:
-            return ast.literal_eval(text)
+            return _literal_eval(text)
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return _literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, SystemError):
         return text
+
+
+def _literal_eval(text: str) -> Any:
+    for _ in range(3):
+        try:
+            return ast.literal_eval(text)
+        except SystemError:  # CPython 3.11 and 3.12: a garbage collection in mid-parse upsets the parser's own count
+            continue
+    return ast.literal_eval(text)
 
 
 def encode(value: object) -> str:
