@@ -125,6 +125,10 @@ class Calls:
     def _void(self, box: Mailbox, items: Iterable[Item]) -> None:
         """Throw away what was taken before a stop; what was to be told comes first where all has begun again."""
         with self.telling:
+            items = tuple(items)
+            for item in items:
+                if type(item) is Begin:
+                    box.begun(item.channel)
             tellings = [item for item in items if type(item) is Telling]
             box.give_back([item for item in tellings if not self.hearing.give_back(box.id, item)])
 

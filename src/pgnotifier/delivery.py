@@ -88,16 +88,17 @@ class Delivery:
 
     def _begin(self, reg: Registry, touched: Sequence[Touched]) -> list[Mailbox]:
         """New subscriptions of ids that have something waiting from earlier ones."""
-        ready = []
+        before, self._published = self._published, reg
+        ready: list[Mailbox] = []
+        if not self._workers.running:
+            return ready  # nothing waits
         for name, ids in touched:
-            entry, old = reg.channels.get(name), self._published.channels.get(name)
+            entry, old = reg.channels.get(name), before.channels.get(name)
             for id in ids or ():
                 box = self._boxes.get(id)
                 was, is_now = (e is not None and id in e.subscribers for e in (old, entry))
-                if box is not None and is_now and not was:
-                    box.begin(name)
+                if box is not None and is_now and not was and box.begin(name):
                     ready.append(box)
-        self._published = reg
         return ready
 
     def connected(self, active: Callable[[], PMap[str, bool]], well: datetime) -> None:

@@ -188,13 +188,15 @@ class Mailbox:
                 hand = [*self._before(), *hand]
         return hand
 
-    def begin(self, channel: str) -> None:
-        """Have what waits or is being handled on that channel skipped."""
+    def begin(self, channel: str) -> bool:
+        """Have what waits or is being handled on that channel skipped; whether there is anything."""
         with self.lock:
-            if self._items or self.claim.locked():
+            busy = bool(self._items) or self.claim.locked()
+            if busy:
                 self._items.append(Begin(channel))
                 self._added += 1
                 self.barriers[channel] = self.barriers.get(channel, 0) + 1
+            return busy
 
     def begun(self, channel: str) -> None:
         """That place was reached."""
