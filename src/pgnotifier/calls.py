@@ -17,8 +17,9 @@ from psycopg import Notify
 
 from . import registry
 from .hearing import Hearing, Telling
+from .items import Begin, Item, Shared
 from .log import CRITICAL, ERROR, describe, log
-from .mailbox import MOST, Begin, Item, Mailbox, Shared
+from .mailbox import MOST, Mailbox
 from .registry import EMPTY, SYSCHAN, Subscription
 
 QUICK, SLOW = 0.002, 0.010  # seconds that a turn should take: more items at a time below, fewer above

@@ -1,7 +1,6 @@
-"""From batches to mailboxes to workers (contract 4, 8 and 9). User code is called by `calls` alone.
+"""Who is called, and what they are told: `posting`, the mailboxes, `workers` and `calls` as one (contract 4, 8, 9).
 
-The listener thread posts and never waits for user code, but for a full mailbox, within limits. A mailbox with
-something in it stands in the queue of the ready once; whoever has its claim gives it a turn.
+User code is called by `calls` alone.
 """
 
 from __future__ import annotations
@@ -10,32 +9,21 @@ import asyncio
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import datetime
-from time import monotonic
 from typing import Any
 
 from pyrsistent import PMap, pmap
 
 from . import registry
+from .boxes import Boxes
 from .calls import Calls
 from .gap import Reason
-from .log import WARNING, log
-from .mailbox import Event, Mailbox, Shared
-from .registry import EMPTY, SYSCHAN, Channel, Registry, Touched
+from .mailbox import Mailbox
+from .posting import Posting
+from .registry import EMPTY, SYSCHAN, Registry, Touched
 from .session import now
 from .workers import Workers
 
 NOTHING: PMap[str, bool] = pmap()
-READ_ON = 0.01  # seconds after which the listener looks at the socket again while it waits for room
-ANNOUNCE = 1.0  # seconds between two events that tell of one mailbox's overflow
-
-
-class _Route:
-    """Where a channel's notifications go, as long as the registry has that entry for it."""
-
-    __slots__ = ("boxes", "entry", "latest")
-
-    def __init__(self, entry: Channel, boxes: tuple[Mailbox, ...], latest: tuple[Mailbox, ...]) -> None:
-        self.entry, self.boxes, self.latest = entry, boxes, latest
 
 
 class Delivery:
@@ -44,19 +32,14 @@ class Delivery:
     def __init__(
         self, workers: int, max_pending: int, decode: Callable[[str], Any], fatal: Callable[[], None]
     ) -> None:
-        self._count, self._max_pending = workers, max_pending
+        self._count = workers
         self._calls = Calls(decode, self.event, fatal)
         self._workers = Workers(workers, self._run, self._through)
         self._calls.released = self._workers.release
-        self._boxes: dict[Hashable, Mailbox] = {}
-        self._boxes_lock = threading.RLock()
-        self._routes: dict[str, _Route] = {}
-        self._routed: tuple[Registry | None, dict[str, _Route | None]] = (None, {})  # as of that registry
-        self._room = threading.Condition()
+        self._boxes = Boxes(max_pending)
+        self._posting = Posting(self._calls, self._boxes, self._workers)
         self._active: PMap[str, bool] = NOTHING
         self._published = EMPTY
-        self._decoding = tuple(threading.Lock() for _ in range(8))
-        self._left = [0, 0, 0]  # delivered, failed, dropped of mailboxes that are no more
 
     # -- what is wanted, and what is heard -----------------------------------------------------------------
 
@@ -83,7 +66,7 @@ class Delivery:
         self._workers.offer(ready)
         for name, ids in touched:
             if name not in reg.channels:
-                self._routes.pop(name, None)
+                self._posting.forget(name)
             self._forget(reg, ids if ids is not None or name in reg.channels else _subscribers(old, name))
 
     def _begin(self, reg: Registry, touched: Sequence[Touched]) -> list[Mailbox]:
@@ -121,7 +104,7 @@ class Delivery:
 
         ready = []
         for id, telling in self._calls.hearing.follow(reg, self._active, touched, since, now()):
-            box = self._box(id)
+            box = self._boxes.make(id)
             box.tell(telling, well)
             ready.append(box)
         return ready
@@ -135,161 +118,34 @@ class Delivery:
             box.leaving = id not in reg.ids
             # A claim that is taken here is never given back. One that is held elsewhere ends in _release.
             if box.leaving and box.claim.acquire(False):
-                self._remove(box)
+                self._boxes.remove(box)
 
-    def _remove(self, box: Mailbox) -> None:
-        with self._boxes_lock:
-            if self._boxes.get(box.id) is box:
-                del self._boxes[box.id]
-                for n, count in enumerate((box.delivered, box.failed, box.dropped)):
-                    self._left[n] += count
-
-    def _box(self, id: Hashable) -> Mailbox:
-        box = self._boxes.get(id)
-        if box is None:
-            with self._boxes_lock:
-                box = self._boxes.setdefault(id, Mailbox(id, self._max_pending))
-        return box
-
-    # -- from the listener thread --------------------------------------------------------------------------
+    # -- from the listener thread, and from workers ---------------------------------------------------------
 
     def post(self, batch: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
         """Hand over what has arrived; returns how many, fewer where `give_up()` came true at a full mailbox."""
-        view = self._calls.view
-        if view is not self._routed[0]:
-            self._routed = (view, {})
-        routes = self._routed[1]
-        size = len(batch)
-        begin = 0
-        while begin < size:
-            channel = batch[begin].channel
-            end = begin + 1
-            while end < size and batch[end].channel == channel:
-                end += 1
-            try:
-                route = routes[channel]
-            except KeyError:
-                route = routes[channel] = self._route(view, channel)
-            if route is not None:
-                run = batch if end - begin == size else batch[begin:end]
-                done = self._put(route, run, well, give_up)
-                if done < len(run):
-                    return begin + done
-            begin = end
-        return size
-
-    def nudge(self) -> None:
-        """Have a `post` that waits ask its `give_up` now."""
-        with self._room:
-            self._room.notify_all()
+        return self._posting.post(batch, well, give_up)
 
     def event(self, payload: dict[str, Any]) -> None:
         """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. From any thread."""
-        route = self._route(self._calls.view, SYSCHAN)
-        if route is not None and self._workers.running:
-            event = Event(payload)
-            for box in (*route.boxes, *route.latest):
-                if box.room <= 0:
-                    box.drop(1, now())  # it raises no further event
-                    box.unannounced.clear()
-                box.put([event], now())
-            self._workers.offer((*route.boxes, *route.latest))
+        self._posting.event(payload)
 
-    def _route(self, view: Registry, channel: str) -> _Route | None:
-        entry = view.channels.get(channel)
-        if entry is None:
-            return None
-        route = self._routes.get(channel)
-        if route is None or route.entry is not entry:
-            subs = registry.audience(entry).items()
-            boxes = tuple(self._box(id) for id, sub in subs if not sub.latest)
-            latest = tuple(self._box(id) for id, sub in subs if sub.latest)
-            route = self._routes[channel] = _Route(entry, boxes, latest)
-        return route
-
-    def _put(self, route: _Route, run: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
-        boxes, items = route.boxes, run
-        if len(boxes) + len(route.latest) > 1:
-            locks = self._decoding
-            items = [Shared(n.channel, n.payload, n.pid, locks[k & 7]) for k, n in enumerate(run)]
-        done, size = 0, len(items)
-        while done < size:
-            chunk = size - done
-            for box in boxes:
-                if box.room < chunk:
-                    room = box.room if box.room > 0 else self._make_room(box, chunk, give_up)
-                    if room <= 0:
-                        return done
-                    chunk = min(chunk, room)
-            part = items if chunk == size else items[done : done + chunk]
-            for box in boxes:
-                box.put(part, well)
-                if box.shipped is not None:
-                    self._calls.reclaim_from_closed(box)
-            self._workers.offer(boxes)
-            done += chunk
-            for box in route.latest:
-                if not box.put_latest(items[done - 1], well) and box.room < 0:
-                    self._drop(box, 1)
-                if box.shipped is not None:
-                    self._calls.reclaim_from_closed(box)
-            self._workers.offer(route.latest)
-        return size
-
-    def _make_room(self, box: Mailbox, wanted: int, give_up: Callable[[], bool]) -> int:
-        """Wait for room as long as the contract says, then throw away the oldest; 0 where given up.
-
-        It is a wait for all that are full: each of them has its time, and not one after the other.
-        """
-        while box.patience > 0:
-            with self._boxes_lock:
-                full = [(other, other.taken) for other in self._boxes.values() if other.room <= 0]
-            began = monotonic()
-            with self._room:
-                box.waited_for = True
-                if box.room <= 0:
-                    self._room.wait(min(READ_ON, box.patience))
-                box.waited_for = False
-            if give_up():
-                return 0
-            waited = monotonic() - began
-            for other, taken in full:
-                other.waited(waited, other.taken - taken)
-            if box.room > 0:
-                return box.room
-        self._drop(box, min(wanted, box.limit) - box.room)
-        return box.room
-
-    def _drop(self, box: Mailbox, count: int) -> None:
-        box.drop(count, now())
-        if monotonic() - box.announced >= ANNOUNCE:
-            self._announce(box)
-
-    def _announce(self, box: Mailbox) -> None:
-        """Tell of what was thrown away, unless nobody but SYSCHAN's own subscriber lost it."""
-        box.announced = monotonic()
-        for channel, number in box.announce().items():
-            log(WARNING, "subscriber %r is too slow: %d notifications on %r were dropped", box.id, number, channel)
-            if channel != SYSCHAN:
-                self.event({"event": "overflow", "id": box.id, "channel": channel, "dropped": number})
-
-    # -- from workers and event loops ----------------------------------------------------------------------
+    def nudge(self) -> None:
+        """Have a `post` that waits ask its `give_up` now."""
+        self._posting.nudge()
 
     def _run(self, box: Mailbox) -> bool:
         shipped = self._calls.run(box)
-        if box.waited_for and (box.room >= box.limit // 4 or not len(box)):
-            with self._room:
-                self._room.notify_all()
+        self._posting.taken(box)
         return shipped
 
     def _through(self, box: Mailbox) -> bool:
-        if box.unannounced and (not len(box) or monotonic() - box.announced >= ANNOUNCE):
-            self._announce(box)
+        self._posting.announce_in_time(box)
         if box.leaving and not len(box):
             with self._calls.telling:
                 box.leaving = box.id not in self._published.ids
                 if box.leaving and not len(box):
-                    self._remove(box)
+                    self._boxes.remove(box)
                     return False
         return True
 
@@ -304,7 +160,7 @@ class Delivery:
     def drain(self, deadline: float) -> None:
         """Wait until nothing waits and no callback runs, until `deadline` (monotonic seconds) at most."""
         self._reclaim()
-        self._workers.wait(lambda: not any(box.claim.locked() for box in tuple(self._boxes.values())), deadline)
+        self._workers.wait(lambda: not any(box.claim.locked() for box in self._boxes.all()), deadline)
 
     def halt(self, event: dict[str, Any] | None, well: datetime) -> None:
         """No call but of SYSCHAN's subscribers with `event` begins after this. What waits is thrown away."""
@@ -312,7 +168,7 @@ class Delivery:
         with calls.telling:
             if not self._workers.running:
                 return
-            boxes = tuple(self._boxes.values())
+            boxes = self._boxes.all()
             oldest = {box.id: box.oldest(well) for box in boxes}
             self._active = NOTHING
             calls.hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
@@ -333,7 +189,7 @@ class Delivery:
         workers.wait(lambda: workers.running or (workers.ended and not calls.awaiting), deadline)
 
     def _reclaim(self) -> None:
-        for box in tuple(self._boxes.values()):
+        for box in self._boxes.all():
             if box.shipped is not None:
                 self._calls.reclaim_from_closed(box)
 
@@ -348,21 +204,14 @@ class Delivery:
         return any(box.loop is loop for box in tuple(self._calls.awaiting))
 
     def counts(self) -> dict[str, int]:
-        with self._boxes_lock:
-            boxes = tuple(self._boxes.values())
-            delivered, failed, dropped = self._left
-        return {
-            "delivered": delivered + sum(box.delivered for box in boxes),
-            "failed": failed + sum(box.failed for box in boxes),
-            "dropped": dropped + sum(box.dropped for box in boxes),
-            "pending": sum(map(len, boxes)),
-        }
+        """`delivered`, `failed`, `dropped`, `pending`."""
+        return self._boxes.counts()
 
     def heir(self, decode: Callable[[str], Any], fatal: Callable[[], None], well: datetime) -> Delivery:
         """In a forked child: one that knows what subscribers were told, without threads, and with fresh locks."""
-        child = Delivery(self._count, self._max_pending, decode, fatal)
+        child = Delivery(self._count, self._boxes.limit, decode, fatal)
         hearing = child._calls.hearing = self._calls.hearing
-        oldest = {box.id: box.oldest_unlocked(well) for box in self._boxes.values()}
+        oldest = {box.id: box.oldest_unlocked(well) for box in self._boxes.all()}
         hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
         self._calls.view = EMPTY  # the child's only thread may be in one of the callbacks here
         self._calls.epoch += 1

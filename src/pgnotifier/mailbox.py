@@ -12,58 +12,15 @@ from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import Any
 
-from psycopg import Notify
-
 from .gap import Gap, merge
 from .hearing import Telling
+from .items import Begin, Item, Latest
 from .registry import EMPTY, SYSCHAN, Registry
 
 PATIENCE = 1.0  # seconds that the listener waits for a full mailbox in all, renewed when it has been empty
 FAST = 10_000  # a second: the listener waits without limit for a subscriber that takes more
 WINDOW = 0.5  # seconds of waiting over which that is measured
 MOST = 256  # items that a worker takes at a time
-
-
-class Shared:
-    """A notification for several subscribers: decoded once, by the first worker that needs it, under `lock`."""
-
-    __slots__ = ("channel", "failed", "lock", "payload", "pid", "text", "undecoded")
-
-    def __init__(self, channel: str, text: str, pid: int, lock: Any) -> None:
-        self.channel, self.text, self.pid, self.lock = channel, text, pid, lock
-        self.undecoded, self.failed = True, False
-        self.payload: Any = None
-
-
-class Event(Shared):
-    """One of the notifier's own events: nothing to decode."""
-
-    __slots__ = ()
-
-    def __init__(self, payload: dict[str, Any]) -> None:
-        super().__init__(SYSCHAN, "", 0, None)
-        self.undecoded, self.payload = False, payload
-
-
-class Begin:
-    """A subscription began here: what stands before it on its channel belonged to an earlier one."""
-
-    __slots__ = ("channel",)
-
-    def __init__(self, channel: str) -> None:
-        self.channel = channel
-
-
-Item = Notify | Shared | Telling | Begin
-
-
-class _Latest:
-    """A place in the queue that newer ones of its channel take over while it is open (`deliver="latest"`)."""
-
-    __slots__ = ("channel", "item", "open")
-
-    def __init__(self, item: Any) -> None:
-        self.channel, self.item, self.open = item.channel, item, True
 
 
 class Mailbox:
@@ -86,7 +43,7 @@ class Mailbox:
         self.taken = 0
         self.renew()
         self._items: deque[Any] = deque()
-        self._latest: dict[str, _Latest] = {}
+        self._latest: dict[str, Latest] = {}
         self._held = 0  # taken, and not begun
         self._added = 0
         self._marks: deque[tuple[int, datetime]] = deque()
@@ -156,7 +113,7 @@ class Mailbox:
                 place.item = item
                 return True
             self._mark(well)
-            place = self._latest[item.channel] = _Latest(item)
+            place = self._latest[item.channel] = Latest(item)
             self._items.append(place)
             self._added += 1
             return False
@@ -170,10 +127,10 @@ class Mailbox:
             if self._latest:
                 # A place stays open until it is its turn: it can only be the first that is taken.
                 hand = [items.popleft() for _ in range(min(1, size))]
-                while len(hand) < size and type(items[0]) is not _Latest:
+                while len(hand) < size and type(items[0]) is not Latest:
                     hand.append(items.popleft())
                 size = len(hand)
-                if hand and type(hand[0]) is _Latest:
+                if hand and type(hand[0]) is Latest:
                     hand[0] = self._unwrap(hand[0])
             elif size == len(items):
                 hand = list(items)
@@ -239,7 +196,7 @@ class Mailbox:
             since = marks[1][1] if len(marks) > 1 and marks[1][0] <= first else marks[0][1]
             for _ in range(min(count, len(self._items))):
                 item = self._items.popleft()
-                if type(item) is _Latest:
+                if type(item) is Latest:
                     self._unwrap(item)
                 channel = item.channel
                 if type(item) is Begin:
@@ -295,7 +252,7 @@ class Mailbox:
         if not marks or marks[-1][1] != well:
             marks.append((place, well))
 
-    def _unwrap(self, place: _Latest) -> Any:
+    def _unwrap(self, place: Latest) -> Any:
         if self._latest.get(place.channel) is place:
             del self._latest[place.channel]
         return place.item

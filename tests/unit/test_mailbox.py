@@ -12,7 +12,8 @@ from psycopg import Notify
 
 from pgnotifier.gap import Gap
 from pgnotifier.hearing import Telling
-from pgnotifier.mailbox import PATIENCE, Event, Mailbox
+from pgnotifier.items import Event
+from pgnotifier.mailbox import PATIENCE, Mailbox
 from pgnotifier.registry import SYSCHAN
 
 START = datetime(2030, 1, 1, tzinfo=timezone.utc)
