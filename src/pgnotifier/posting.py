@@ -41,7 +41,8 @@ class Posting:
         self._calls, self._boxes, self._workers = calls, boxes, workers
         self._routes: dict[str, _Route] = {}
         self._routed: tuple[Registry | None, dict[str, _Route | None]] = (None, {})  # as of that registry
-        self._room = threading.Condition()
+        self._room_lock = threading.RLock()
+        self._room = threading.Condition(self._room_lock)
         self._decoding = tuple(threading.Lock() for _ in range(8))
 
     def forget(self, channel: str) -> None:
@@ -51,7 +52,7 @@ class Posting:
     def taken(self, box: Mailbox) -> None:
         """A worker has taken some of its items: there may be room."""
         if box.waited_for and (box.room >= box.limit // 4 or not len(box)):
-            with self._room:
+            with self._room_lock:
                 self._room.notify_all()
 
     def announce_in_time(self, box: Mailbox) -> None:
@@ -86,7 +87,7 @@ class Posting:
 
     def nudge(self) -> None:
         """Have a `post` that waits ask its `give_up` now."""
-        with self._room:
+        with self._room_lock:
             self._room.notify_all()
 
     def event(self, payload: dict[str, Any]) -> None:
@@ -150,7 +151,7 @@ class Posting:
         while box.patience > 0:
             full = [(other, other.taken) for other in self._boxes.all() if other.room <= 0]
             began = monotonic()
-            with self._room:
+            with self._room_lock:
                 box.waited_for = True
                 if box.room <= 0:
                     self._room.wait(min(READ_ON, box.patience))

@@ -23,6 +23,7 @@ class Sender:
     """Sends one notification at a time; safe from any thread."""
 
     _breaker: Breaker | None
+    _lock: Any
     _turn: threading.Condition
     _busy: bool
 
@@ -49,7 +50,7 @@ class Sender:
         try:
             self._send(channel.encode(), data, breaker, deadline)
         finally:
-            with self._turn:
+            with self._lock:
                 self._busy = False
                 if breaker is not self._breaker:  # closed meanwhile
                     breaker.close()
@@ -57,7 +58,7 @@ class Sender:
 
     def close(self) -> None:
         """Close the connection. A send that is under way in another thread has a moment to end, and is given up."""
-        with self._turn:
+        with self._lock:
             self._turn.wait_for(lambda: not self._busy, CLOSE_TIME)
             breaker, self._breaker = self._breaker, None
             if breaker is not None:
@@ -80,11 +81,12 @@ class Sender:
 
     def _fresh(self) -> None:
         self._breaker = None
-        self._turn = threading.Condition()
+        self._lock = threading.RLock()  # entered itself: Ctrl-C in Condition.__enter__ would leave it held
+        self._turn = threading.Condition(self._lock)
         self._busy = False
 
     def _take_turn(self, deadline: float) -> Breaker:
-        with self._turn:
+        with self._lock:
             if not self._turn.wait_for(lambda: not self._busy, deadline - monotonic()):
                 raise psycopg.OperationalError(f"no turn to send within {SEND_TIMEOUT:g} seconds")
             if self._breaker is None:
@@ -107,7 +109,7 @@ class Sender:
             intact = True  # the server refused this one; the connection is as it was
             raise
         finally:
-            with self._turn:
+            with self._lock:
                 kept = intact and breaker is self._breaker
                 if kept:
                     self._conn = conn

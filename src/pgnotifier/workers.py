@@ -23,7 +23,8 @@ class Workers:
 
     def __init__(self, count: int, run: Callable[[Mailbox], bool], through: Callable[[Mailbox], bool]) -> None:
         self._count, self._run, self._through = count, run, through
-        lock = threading.RLock()
+        # The lock itself is entered, never a condition: Ctrl-C in the midst of Condition.__enter__ would leave it held.
+        self._lock = lock = threading.RLock()
         self._work_to_do = threading.Condition(lock)  # workers wait for it, and nobody else
         self._quiet = threading.Condition(lock)  # a mailbox is empty, a worker or an event loop is through
         self.running = False
@@ -41,7 +42,7 @@ class Workers:
                 self._ready.append(box)
                 added += 1
         if added and self._idle:
-            with self._work_to_do:
+            with self._lock:
                 self._work_to_do.notify(added)
 
     def release(self, box: Mailbox) -> None:
@@ -53,7 +54,7 @@ class Workers:
         if len(box):
             self._ready.append(box)
             if self._idle:
-                with self._work_to_do:
+                with self._lock:
                     self._work_to_do.notify()
             return
         box.claim.release()
@@ -63,12 +64,12 @@ class Workers:
 
     def _tell(self) -> None:
         if self._watchers:
-            with self._quiet:
+            with self._lock:
                 self._quiet.notify_all()
 
     def start(self) -> None:
         """Have all of them run; those that are still in a callback from before go on."""
-        with self._quiet:
+        with self._lock:
             self.running = True
             self._quiet.notify_all()
             missing = [n for n in range(1, self._count + 1) if n not in self._numbers]
@@ -85,19 +86,19 @@ class Workers:
                     raise
                 del missing[0]
         except BaseException:
-            with self._quiet:
+            with self._lock:
                 self._numbers.difference_update(missing)
             raise
 
     def stop(self) -> None:
         """Have them end when the queue is empty."""
-        with self._work_to_do:
+        with self._lock:
             self.running = False
             self._work_to_do.notify_all()
 
     def wait(self, condition: Callable[[], object], deadline: float) -> None:
         """Wait until `condition()` holds, as often as something has changed, until `deadline` (monotonic seconds)."""
-        with self._quiet:
+        with self._lock:
             self._watchers += 1
             try:
                 self._quiet.wait_for(condition, max(0.0, deadline - monotonic()))
@@ -122,7 +123,7 @@ class Workers:
             try:
                 return ready.popleft()
             except IndexError:
-                with self._work_to_do:
+                with self._lock:
                     self._idle += 1
                     while self.running and not ready:
                         self._work_to_do.wait()
@@ -145,6 +146,6 @@ class Workers:
                         self.release(box)
                         break
         finally:
-            with self._quiet:
+            with self._lock:
                 self._threads.discard(threading.current_thread())
                 self._quiet.notify_all()
