@@ -178,6 +178,7 @@ class Session:
             elif not batch and self._conn.pgconn.status == pq.ConnStatus.BAD:
                 raise psycopg.OperationalError("the connection was lost")
         except BaseException:
+            self._take(batch)
             self._arrived = batch
             raise
         self._clean = self._known
@@ -228,8 +229,9 @@ class Session:
 
     def _take(self, into: list[Any]) -> None:
         pgconn = self._conn.pgconn
-        while (n := pgconn.notifies()) is not None:
-            into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
+        with contextlib.suppress(psycopg.Error):  # closed
+            while (n := pgconn.notifies()) is not None:
+                into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
 
     def _ask(self, sql: bytes) -> list[Any]:
         """Send a query and wait for its answer; what notifications come meanwhile are kept for the next drain."""
@@ -238,10 +240,15 @@ class Session:
         pgconn = self._conn.pgconn
         try:
             if self._asked is not None:  # a check is under way: its answer comes first
-                self._judge(self._partial + answer(self._conn, self._breaker, deadline, limit))
+                results = self._partial + answer(self._conn, self._breaker, deadline, limit)
+                self._take(
+                    self._arrived
+                )  # before the proof that they have come: the next question may not be answered
+                self._judge(results)
             sent = now()
             pgconn.send_query(sql)
             results = answer(self._conn, self._breaker, deadline, limit)
+            self._take(self._arrived)
             self._well(sent)
             return results
         except psycopg.errors.ReadOnlySqlTransaction as error:
@@ -250,8 +257,7 @@ class Session:
                 "target_session_attrs=read-write"
             ) from None
         finally:
-            if pgconn.status == pq.ConnStatus.OK:
-                self._take(self._arrived)
+            self._take(self._arrived)
 
     def _hear(self, batch: list[Any]) -> None:
         """Read as much of a check's answer as has come, and the notifications behind it."""
