@@ -23,7 +23,7 @@ class Workers:
 
     def __init__(self, count: int, run: Callable[[Mailbox], bool], through: Callable[[Mailbox], bool]) -> None:
         self._count, self._run, self._through = count, run, through
-        # The lock itself is entered, never a condition: Ctrl-C in the midst of Condition.__enter__ would leave it held.
+        # The lock itself is entered, not a condition: Ctrl-C in Condition.__enter__ would leave it held.
         self._lock = lock = threading.RLock()
         self._work_to_do = threading.Condition(lock)  # workers wait for it, and nobody else
         self._quiet = threading.Condition(lock)  # a mailbox is empty, a worker or an event loop is through
