@@ -1,0 +1,49 @@
+"""One command: makes what it needs, measures, prints a table, writes JSON and plots."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from . import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure contract 15, side by side.")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it works")
+    parser.add_argument("--rounds", type=int, help="default: 7, with --quick 2")
+    parser.add_argument("--out", type=Path, help="default: docs/performance, with --quick nowhere")
+    parser.add_argument("--only", default="", help="experiments whose name begins with one of these, by commas")
+    parser.add_argument("--venvs", type=Path, default=ROOT / ".venv-bench", help="default: .venv-bench")
+    options = parser.parse_args()
+    if not environment.complete():
+        python = environment.make(options.venvs / "here", "-e", f"{ROOT}[bench]")
+        return subprocess.run([python, "-m", "tests.bench", *sys.argv[1:]], cwd=ROOT).returncode
+    old = environment.make(options.venvs / "old", "pgnotifier==0.0.10", "psycopg[binary]")
+
+    from . import plots, report, rows, run
+
+    wanted = tuple(options.only.split(","))
+    plan = [e for e in rows.experiments(options.quick) if e.name.startswith(wanted)]
+    with run.server() as dsn:
+        machine = report.machine(dsn)
+        results = run.rounds(dsn, plan, options.rounds or (2 if options.quick else 7), old)
+    text = report.text(results, rows.rows(options.quick), machine)
+    print(text)
+    out = options.out or (None if options.quick or options.only else ROOT / "docs" / "performance")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(json.dumps({"machine": machine, "results": report.rounded(results)}) + "\n")
+        (out / "table.md").write_text(text + "\n")
+        for name, svg in plots.all_plots(results).items():
+            (out / f"{name}.svg").write_text(svg)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

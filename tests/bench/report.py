@@ -1,0 +1,125 @@
+"""The table: medians and quartiles, ratios of each round, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from statistics import median, quantiles
+from typing import Any
+
+from .rows import OURS, Row
+from .run import Results
+
+
+def machine(dsn: str) -> dict[str, str]:
+    import psycopg
+
+    with psycopg.connect(dsn) as conn:
+        postgres = str(conn.info.parameter_status("server_version"))
+    return {
+        "python": platform.python_version(),
+        "postgresql": postgres,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+    }
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, median(values), high
+
+
+def short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def shown(values: list[float], unit: str = "") -> str:
+    low, middle, high = spread(values)
+    return f"{short(middle)}{unit and ' ' + unit} ({short(low)} to {short(high)})"
+
+
+def values(results: Results, experiment: str, reader: str, metric: str) -> list[float]:
+    return [r[metric] for r in results.get(experiment, {}).get(reader, [])]
+
+
+def judged(results: Results, row: Row) -> list[tuple[str, str, str, bool]]:
+    """Lines (other, ratio, limit, reached) of one row, as far as it was measured."""
+    mine = values(results, row.experiment, OURS, row.metric)
+    lines = []
+    if mine and row.most is not None:
+        lines.append(("", "", f"at most {row.most:g} {row.unit}", median(mine) <= row.most))
+    for (experiment, reader), (word, limit) in row.against.items():
+        others = values(results, experiment, reader, row.metric)
+        ratios = [a / b for a, b in zip(mine, others, strict=False)]
+        if ratios:
+            reached = median(ratios) >= limit if word == "at least" else median(ratios) <= limit
+            name = reader if experiment == row.experiment else experiment
+            lines.append((f"{name}: {shown(others, row.unit)}", shown(ratios), f"{word} {limit:g}", reached))
+    return lines
+
+
+def text(results: Results, table: list[Row], about: dict[str, str]) -> str:
+    lines = [
+        "Medians, and quartiles in brackets; a ratio is that of one round, ours by the other.",
+        "",
+        "| what | ours | the other | ratio | wanted | reached |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in table:
+        mine = values(results, row.experiment, OURS, row.metric)
+        for number, (other, ratio, limit, reached) in enumerate(judged(results, row)):
+            first = (row.title, shown(mine, row.unit)) if not number else ("", "")
+            lines.append(f"| {' | '.join((*first, other, ratio, limit, 'yes' if reached else '**no**'))} |")
+    lines += ["", *_readers(results), "", _versions(results, about)]
+    return "\n".join(lines)
+
+
+COLUMNS = (
+    ("rows", "rate", "JSON rows /s"),
+    ("integers", "rate", "integers /s"),
+    ("rows", "cpu_us", "CPU µs a row"),
+    ("latency", "p50", "latency p50 µs"),
+    ("latency", "p99", "p99 µs"),
+    ("change", "p50", "one more channel, ms"),
+    ("change", "hot_p50", "the same back to back"),
+    ("idle", "wakeups", "idle wake-ups /s"),
+    ("idle", "cpu_us", "idle CPU µs/s"),
+    ("rows", "idle_mib", "memory idle, MiB"),
+    ("rows", "peak_mib", "at most"),
+)
+
+
+def _readers(results: Results) -> list[str]:
+    columns = [c for c in COLUMNS if c[0] in results]
+    if not columns:
+        return []
+    names: dict[str, Any] = dict.fromkeys(name for c in columns for name in results[c[0]])
+    lines = [f"| reader | {' | '.join(c[2] for c in columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    for name in names:
+        cells = [values(results, experiment, name, metric) for experiment, metric, _ in columns]
+        lines.append(f"| {name} | {' | '.join(shown(c) if c else '' for c in cells)} |")
+    return lines
+
+
+def _versions(results: Results, about: dict[str, str]) -> str:
+    found: dict[str, None] = {}
+    for readers in results.values():
+        for rounds in readers.values():
+            for result in rounds:
+                found.update(dict.fromkeys(f"{name} {v}" for name, v in result["versions"].items()))
+    return (
+        f"Python {about['python']}, PostgreSQL {about['postgresql']}, {about['system']}, {about['cores']} cores; "
+        f"{', '.join(sorted(found))}."
+    )
+
+
+def rounded(value: Any) -> Any:
+    """`value` with floats of four digits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,95 @@
+"""What is run in every round, and the rows of contract 15 that are read from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .measures import PAYLOADS, sized
+from .readers import READERS
+
+ALL = tuple(READERS)
+OURS, BASE, ASYNCPG, OLD = "ours", "psycopg", "asyncpg", "0.0.10"
+COUNTS = (10, 100, 1_000, 10_000)
+SIZES = (10, 100, 1_000, 4_000, 7_900)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One measure with its arguments, for each of its readers, in `share` of the rounds."""
+
+    name: str
+    measure: str
+    arguments: dict[str, Any]
+    readers: tuple[str, ...] = (OURS,)
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number of ours, at most `most`, and `against` others: (experiment, reader): (word, limit of the ratio)."""
+
+    title: str
+    experiment: str
+    metric: str
+    unit: str
+    most: float | None = None
+    against: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
+
+
+def experiments(quick: bool) -> list[Experiment]:
+    many = 2_000 if quick else 50_000
+    few = (10, 200) if quick else COUNTS
+    times = 10 if quick else 40
+    result = [
+        Experiment("rows", "throughput", {"payload": PAYLOADS["rows"], "count": many}, ALL),
+        Experiment("integers", "throughput", {"payload": PAYLOADS["integers"], "count": many}, ALL),
+        Experiment("latency", "latency", {"count": 50 if quick else 1_000}, ALL),
+        Experiment("change", "change", {"count": 10 if quick else 100}, (OURS, ASYNCPG, OLD)),
+        Experiment("idle", "idle", {"seconds": 0.3 if quick else 3}, ALL),
+        Experiment("import", "import_time", {}),
+        *(Experiment(f"growth {n}", "growth", {"channels": n, "count": times}) for n in few),
+        *(Experiment(f"fanout {n}", "fanout", {"subscribers": n, "count": times}) for n in few),
+    ]
+    if not quick:
+        for n in COUNTS[:3]:
+            result.append(Experiment(f"old growth {n}", "growth", {"channels": n, "count": 5}, (OLD,), 0.3))
+        for size in SIZES:
+            arguments = {"payload": sized(size), "count": 200_000 // (10 + size // 100)}
+            result.append(Experiment(f"size {size}", "throughput", arguments, (OURS, BASE, ASYNCPG, OLD), 0.4))
+    return result
+
+
+def rows(quick: bool) -> list[Row]:
+    n = 200 if quick else 10_000
+    least, most = "at least", "at most"
+    result = [
+        Row(
+            "throughput, row-sized JSON",
+            "rows",
+            "rate",
+            "/s",
+            against={("rows", BASE): (least, 0.85), ("rows", OLD): (least, 6.0)},
+        ),
+        Row("throughput, integers", "integers", "rate", "/s", against={("integers", BASE): (least, 0.85)}),
+        Row("latency p50", "latency", "p50", "µs", against={("latency", BASE): (most, 1.4)}),
+        Row("latency p99", "latency", "p99", "µs", against={("latency", BASE): (most, 1.75)}),
+        Row(
+            "subscribe, new channel, p50",
+            "change",
+            "p50",
+            "ms",
+            against={("change", ASYNCPG): (most, 1.5), ("change", OLD): (most, 0.125)},
+        ),
+        Row("idle wake-ups", "idle", "wakeups", "/s", most=0.0),
+    ]
+    for what in ("subscribe", "mute_channels", "mute_subscriber"):
+        result.append(
+            Row(f"{what} at {n:,} channels", f"growth {n}", what, "ms", against={("growth 10", OURS): (most, 3.0)})
+        )
+    result += [
+        Row(f"{n:,} channels and one start()", f"growth {n}", "setup", "s", most=1.5),
+        Row(f"fan-out to {n:,}, a subscriber", f"fanout {n}", "us", "µs", most=1.5),
+        Row("import pgnotifier", "import", "ms", "ms", most=30.0),
+    ]
+    return result

@@ -1,0 +1,46 @@
+"""The benchmark works: its short form, in this process, without judging times (contract 15)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bench import measures, plots, report, rows
+from bench.readers import READERS
+
+TINY: list[tuple[str, dict[str, Any]]] = [
+    ("throughput", {"payload": measures.PAYLOADS["rows"], "count": 200, "bursts": 1}),
+    ("latency", {"count": 10}),
+    ("idle", {"seconds": 0.05}),
+]
+
+
+@pytest.mark.parametrize("reader", ["ours", "psycopg", "psycopg, not decoded", "psycopg async"])
+@pytest.mark.parametrize(("measure", "arguments"), TINY, ids=lambda v: v if isinstance(v, str) else "")
+def test_readers(server: str, reader: str, measure: str, arguments: dict[str, Any]) -> None:
+    result = measures.MEASURES[measure](server, reader, **arguments)
+    assert all(value >= 0 for value in result.values() if isinstance(value, float))
+
+
+def test_changes(server: str) -> None:
+    assert measures.change(server, "ours", 3)["p50"] > 0
+    grown = measures.growth(server, "ours", 5, 2)
+    assert {"setup", "subscribe", "mute_channels", "mute_subscriber", "message"} <= grown.keys()
+    assert measures.fanout(server, "ours", 20, 2)["us"] > 0
+    assert measures.import_time(server, "ours")["ms"] > 0
+
+
+def test_report() -> None:
+    """Table, JSON and plots of made-up results."""
+    number = {"versions": {"pgnotifier": "1.0.0"}, "sorted_us": [1.0, 2.0]}
+    metrics = [row.metric for row in rows.rows(True)] + [c[1] for c in report.COLUMNS] + ["calls_us", "message"]
+    one = number | dict.fromkeys(metrics, 2.0)
+    results = {e.name: {r: [one, one] for r in e.readers} for e in rows.experiments(True)}
+    about = {"python": "3", "postgresql": "18", "system": "x", "cores": "2"}
+    text = report.text(results, rows.rows(True), about)
+    assert text.count("| yes |") + text.count("| **no** |") >= len(rows.rows(True))
+    assert set(READERS) <= {line.split(" | ")[0].strip("| ") for line in text.splitlines()}
+    json.dumps(report.rounded(results))
+    assert all(svg.startswith("<svg") for svg in plots.all_plots(results).values())
