@@ -15,7 +15,8 @@ from .payload import encode
 from .wire import Breaker, PortableSelector, Source, answer, connect
 
 MAX_PAYLOAD_BYTES = 7999
-CLOSE_TIME = 0.2  # seconds for a send in another thread to end, and to notice that it was given up
+END_TIME = 0.5  # seconds for a send in another thread to end when all is closed
+GIVE_UP_TIME = 0.2  # seconds for it to notice that it was given up
 SEND_TIMEOUT = 10.0  # seconds for the whole of it
 
 
@@ -59,11 +60,11 @@ class Sender:
     def close(self) -> None:
         """Close the connection. A send that is under way in another thread has a moment to end, and is given up."""
         with self._lock:
-            self._turn.wait_for(lambda: not self._busy, CLOSE_TIME)
+            self._turn.wait_for(lambda: not self._busy, END_TIME)
             breaker, self._breaker = self._breaker, None
             if breaker is not None:
                 breaker.snap()
-            self._turn.wait_for(lambda: not self._busy, CLOSE_TIME)
+            self._turn.wait_for(lambda: not self._busy, GIVE_UP_TIME)
             conn, self._conn = self._conn, None
             if breaker is not None and not self._busy:
                 breaker.close()

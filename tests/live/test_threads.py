@@ -105,8 +105,10 @@ class Chaos:
         except (UnknownChannel, UnknownSubscriber):
             pass
         except BaseException as error:
-            self.errors.append(error)
-            raise
+            # stop() closes the sending connection too, and gives a send half a second to end.
+            if not (method == "notify" and "given up" in str(error)):
+                self.errors.append(error)
+                raise
         with self.lock:
             self.made[f"{method} in a {where}"] += 1
 
