@@ -54,9 +54,10 @@ class Calls:
 
     def run(self, box: Mailbox) -> bool:
         """Give `box` a turn; whether an event loop has its claim now."""
-        epoch, decode, id = self.epoch, self._decode, box.id
+        decode, id = self._decode, box.id
         began = perf_counter()
         hand = box.grab()
+        epoch = self.epoch  # after that: what came since a stop must not count as taken before it
         subs = box.subs
         delivered = 0
         for number, item in enumerate(hand):
@@ -70,6 +71,8 @@ class Calls:
             if kind is Notify:
                 channel, text, pid = item  # type: ignore[misc]
             elif kind is Telling:
+                if box.barriers and item.channel in box.barriers:
+                    continue  # it was for an earlier subscription; the new one has a telling of its own
                 if self._on_loop(box, item):
                     box.delivered += delivered
                     return self._ship(box, hand[number:])
@@ -219,6 +222,9 @@ class Calls:
                     self._payload(box, item)
                 except _CannotDecode:
                     continue
+                except BaseException as error:  # as in `run`; what is in hand must not be lost with its barriers
+                    self._fatally(box, error)
+                    continue
             batch.append(item)  # type: ignore[arg-type]
         box.give_back(hand[rest:])
         if not batch:
@@ -253,7 +259,7 @@ class Calls:
                     shipped.clear()
                     continue
                 if shipped[0].channel in box.barriers:
-                    self._void(box, [shipped.popleft()])
+                    shipped.popleft()  # of an earlier subscription; put back, it would come here again for ever
                     continue
                 sub = registry.subscription(self.view, box.id, shipped[0].channel)
                 if sub is None:

@@ -63,7 +63,7 @@ class Delivery:
             old = calls.view
             if self._workers.running:
                 calls.view = reg
-        self._workers.offer(ready)
+        self._offer(ready)
         for name, ids in touched:
             if name not in reg.channels:
                 self._posting.forget(name)
@@ -89,7 +89,13 @@ class Delivery:
         with self._calls.telling:
             self._active = active()  # a change may have been made since it began
             ready = self._follow(self._published, self._calls.hearing.channels(), well)
-        self._workers.offer(ready)
+        self._offer(ready)
+
+    def _offer(self, boxes: Sequence[Mailbox]) -> None:
+        for box in boxes:
+            if box.shipped is not None:
+                self._calls.reclaim_from_closed(box)
+        self._workers.offer(boxes)
 
     def deaf(self, reason: Reason, well: datetime, error: str | None = None) -> None:
         """Nothing is heard any more; all before `well` has been received."""
@@ -211,7 +217,7 @@ class Delivery:
         """In a forked child: one that knows what subscribers were told, without threads, and with fresh locks."""
         child = Delivery(self._count, self._boxes.limit, decode, fatal)
         hearing = child._calls.hearing = self._calls.hearing
-        oldest = {box.id: box.oldest_unlocked(well) for box in self._boxes.all()}
+        oldest = {box.id: box.oldest_unlocked(well) for box in self._boxes.all_unlocked()}
         hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
         self._calls.view = EMPTY  # the child's only thread may be in one of the callbacks here
         self._calls.epoch += 1

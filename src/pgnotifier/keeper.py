@@ -88,12 +88,14 @@ class Keeper:
             try:
                 self._change(step, apply)
             finally:
-                while self._waiting:
-                    try:
-                        self._change(*self._waiting.popleft())
-                    except Exception as error:
-                        log(ERROR, "a change that was made within another failed", error=error)
-                self._in_change = False
+                try:
+                    while self._waiting:
+                        try:
+                            self._change(*self._waiting.popleft())
+                        except Exception as error:
+                            log(ERROR, "a change that was made within another failed", error=error)
+                finally:
+                    self._in_change = False  # after Ctrl-C too: else no change would ever be made again
 
     def _change(self, step: Step, apply: Callable[[Registry], None] | None) -> None:
         new = step(self.registry)
@@ -202,10 +204,14 @@ class Keeper:
 
     def start(self) -> None:
         """Connect and begin to listen, where there is no link; else apply what is pending."""
+        link = self.link
+        if link is not None and not link.closed and link.listener is not None and link.listener.is_here:
+            self.change(lambda reg: reg, self.apply)  # in another thread: a change may be waiting for this one to end
+            return
         with self._starting:
             with self._changing:
                 if self.running:
-                    self.apply(self.registry)
+                    self.change(lambda reg: reg, self.apply)  # after the one that this interrupts, where it does
                     return
                 if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins again
                     self._finish(self.link, undisturbed=True)
@@ -250,8 +256,11 @@ class Keeper:
             link.give_up()
             # Another thread may be connecting, or between two listener threads; what it waits for was given up.
             latest = monotonic() + STOP_TIME
-            held = [lock for lock in (self._starting, self._changing) if lock.acquire(timeout=_left(latest))]
+            held: list[Any] = []
             try:
+                for lock in (self._starting, self._changing):
+                    if lock.acquire(timeout=_left(latest)):
+                        held.append(lock)
                 rest = self._finish(link, len(held) == 2, drain)
             finally:
                 for lock in reversed(held):

@@ -127,6 +127,8 @@ class Link:
         """
         with self._setting.lock:
             if not self.closed:
+                if self.listener is not None:
+                    self.listener.ask_to_stop()  # Ctrl-C in its start() can hide that its thread has begun
                 self.listener = Listener(
                     self._loop,
                     self._turn,

@@ -150,6 +150,8 @@ class Mailbox:
         with self.lock:
             busy = bool(self._items) or self.claim.locked()
             if busy:
+                if channel in self._latest:
+                    self._latest[channel].open = False
                 self._items.append(Begin(channel))
                 self._added += 1
                 self.barriers[channel] = self.barriers.get(channel, 0) + 1

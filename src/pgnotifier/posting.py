@@ -100,6 +100,8 @@ class Posting:
                     box.drop(1, now())  # it raises no further event
                     box.unannounced.clear()
                 box.put([event], now())
+                if box.shipped is not None:
+                    self._calls.reclaim_from_closed(box)
             self._workers.offer((*route.boxes, *route.latest))
 
     def _route(self, view: Registry, channel: str) -> _Route | None:
@@ -149,6 +151,11 @@ class Posting:
         It is a wait for all that are full: each of them has its time, and not one after the other.
         """
         while box.patience > 0:
+            if (
+                self._boxes.get(box.id) is not box
+            ):  # removed since this batch was routed: nobody takes from it any more
+                box.drop(len(box), now())
+                return box.room
             full = [(other, other.taken) for other in self._boxes.all() if other.room <= 0]
             began = monotonic()
             with self._room_lock:
