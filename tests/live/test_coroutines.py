@@ -526,3 +526,31 @@ def test_stop_elsewhere_lets_it_finish(server: str, sender: Conn, channel: str, 
     until(lambda: n.status()["received"] == 40)
     n.stop(drain=True)
     assert done == [1, *range(21, 41)]
+
+
+def test_subscribed_again_before_the_first_telling_was_awaited(server: str, channel: str) -> None:
+    """Contract 10: the new subscription is told once, and hears; the earlier one's telling is not tried for ever."""
+    got: list[Any] = []
+
+    async def heard(id: Any, name: str, payload: Any, pid: int) -> None:
+        got.append(payload)
+
+    async def told(id: Any, name: str, gap: Gap | None) -> None:
+        got.append(gap)
+
+    async def main() -> None:
+        with Notifier(server) as n:
+            n.subscribe(1, channel, heard, on_listen=told)
+            until(
+                lambda: n._delivery._boxes.make(1).shipped is not None
+            )  # on its way to this loop, which is busy here
+            n.unsubscribe(1, channel)
+            n.subscribe(1, channel, heard, on_listen=told)
+            n.notify(channel, 1)
+            for _ in range(1000):
+                if got[-1:] == [1]:
+                    break
+                await asyncio.sleep(0.01)
+            assert got == [None, 1]
+
+    asyncio.run(main())

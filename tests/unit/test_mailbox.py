@@ -259,3 +259,14 @@ def test_clear_keeps_syschan_and_returns_what_is_untold() -> None:
     assert told == {("a", None, None), ("a", "overflow", 1), ("b", "connection", None)}
     assert [item.channel for item in box.grab()] == [SYSCHAN]
     assert not box.put_latest(note("a", 3), at(3))
+
+
+def test_latest_does_not_cross_into_a_new_subscription() -> None:
+    """Contract 9: what comes for a new subscription takes no place of the one before it."""
+    moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    box = Mailbox("id", 100)
+    box.put_latest(note("a", 1), moment)
+    assert box.begin("a")
+    box.put_latest(note("a", 2), moment)
+    kinds = [type(item).__name__ for _ in range(4) for item in box.grab()]
+    assert kinds == ["Notify", "Begin", "Notify"]
