@@ -55,7 +55,7 @@ class Chaos:
     def callback(self, id: Any, channel: str, payload: Any, pid: int) -> None:
         with self.lock:
             self.heard += 1
-            if self.over.is_set() or self.rng.random() < 0.8:
+            if self.over.is_set() or self.rng.random() < 0.4:
                 return
             self.inside += 1
             rng = random.Random(self.rng.random())
