@@ -1,7 +1,7 @@
 """The listener thread: an asyncio task that drains a session whenever its socket is readable (contract 5).
 
-Runs no user code, and does not poll. A listener serves one thread's life; the session outlives it, and so does the
-event loop, which the next thread runs again.
+Runs no user code, but for a callable `dbconf` that is asked between two sessions, and does not poll. A listener
+serves one thread's life; the session outlives it, and so does the event loop, which the next thread runs again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The logger `pgnotifier`: INFO for a change of phase, WARNING for a loss, ERROR for a failing callback.
 
-Payloads stand below WARNING only where they are what failed; passwords nowhere.
+A payload is logged where it could not be decoded, and nowhere else; a password never.
 """
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ import logging
 _logger = logging.getLogger("pgnotifier")
 _logger.addHandler(logging.NullHandler())
 
-DEBUG, INFO, WARNING, ERROR, CRITICAL = (
-    logging.DEBUG,
-    logging.INFO,
-    logging.WARNING,
-    logging.ERROR,
-    logging.CRITICAL,
-)
+INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
 
 
 def log(level: int, text: str, *values: object, error: BaseException | None = None) -> None:

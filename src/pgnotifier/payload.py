@@ -7,8 +7,10 @@ is the same but for two escapes in which JSON is right.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
+import os
 import re
 import warnings
 from _thread import allocate_lock
@@ -20,6 +22,7 @@ _JSON_SPACE = " \t\n\r"
 # Only these can make Python's tokenizer warn: an unknown escape, or a number that runs into a keyword.
 _may_warn = re.compile(r"\\|[0-9a-fA-F_.jJlL](?=and|else|for|if|in|is|not|or)").search
 _warnings_lock = allocate_lock()  # catch_warnings replaces state of the whole process
+_quiet: warnings.catch_warnings[None] | None = None  # what has replaced it now
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -56,11 +59,35 @@ def _decode_slowly(text: str) -> Any:
                 pass
         if _may_warn(text) is None:
             return _literal_eval(text)
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _literal_eval(text)
+        return _literal_eval_quietly(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, SystemError):
         return text
+
+
+def _literal_eval_quietly(text: str) -> Any:
+    global _quiet
+    with _warnings_lock:
+        _quiet = warnings.catch_warnings()
+        try:
+            with _quiet:
+                warnings.simplefilter("ignore")
+                return _literal_eval(text)
+        finally:
+            _quiet = None
+
+
+def _after_fork() -> None:
+    """In the child: the thread that was being quiet is gone, with the lock and the filters as it had them."""
+    global _quiet, _warnings_lock
+    _warnings_lock = allocate_lock()
+    if _quiet is not None:
+        with contextlib.suppress(RuntimeError):  # it had not come to change the filters
+            _quiet.__exit__(None, None, None)
+        _quiet = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _literal_eval(text: str) -> Any:

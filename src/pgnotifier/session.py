@@ -241,9 +241,7 @@ class Session:
         try:
             if self._asked is not None:  # a check is under way: its answer comes first
                 results = self._partial + answer(self._conn, self._breaker, deadline, limit)
-                self._take(
-                    self._arrived
-                )  # before the proof that they have come: the next question may not be answered
+                self._take(self._arrived)  # before what proves that they have come
                 self._judge(results)
             sent = now()
             pgconn.send_query(sql)

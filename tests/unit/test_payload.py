@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -429,3 +430,36 @@ def test_eight_threads_with_the_garbage_collector_in_between() -> None:
         gc.set_threshold(*threshold)
         sys.setswitchinterval(interval)
     assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_while_another_thread_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract 7 and 11: the child decodes, and its warnings are filtered as before."""
+    inside, go_on = threading.Event(), threading.Event()
+    literal_eval = ast.literal_eval
+
+    def held(text: str) -> Any:
+        inside.set()
+        go_on.wait(20)
+        return literal_eval(text)
+
+    filters = list(warnings.filters)
+    monkeypatch.setattr(ast, "literal_eval", held)
+    thread = threading.Thread(target=decode, args=(r"'\d'",))
+    thread.start()
+    try:
+        assert inside.wait(10)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(5)
+                ast.literal_eval = literal_eval
+                code = 0 if warnings.filters == filters and decode(r"'\d'") == r"\d" else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        go_on.set()
+        thread.join()
