@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 from .errors import InvalidChannel
@@ -114,4 +115,6 @@ def make_subscription(
 
 def _is_coroutine_function(f: object) -> bool:
     """Whether calling `f` gives a coroutine: an `async def`, a partial of one, or an object whose call is one."""
+    if f is None or (type(f) is FunctionType and not f.__code__.co_flags & inspect.CO_COROUTINE and not f.__dict__):
+        return False  # most are this; what is below takes longer than all other checks together
     return inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None))  # noqa: B004

@@ -76,11 +76,12 @@ class Delivery:
         if not self._workers.running:
             return ready  # nothing waits
         for name, ids in touched:
-            entry, old = reg.channels.get(name), before.channels.get(name)
             for id in ids or ():
                 box = self._boxes.get(id)
-                was, is_now = (e is not None and id in e.subscribers for e in (old, entry))
-                if box is not None and is_now and not was and box.begin(name):
+                if box is None or not box.busy:
+                    continue
+                was, is_now = (registry.stands_in(r, id, name) for r in (before, reg))
+                if is_now and not was and box.begin(name):
                     ready.append(box)
         return ready
 

@@ -21,7 +21,7 @@ from . import registry
 from .delivery import NOTHING, Delivery
 from .flag import Flag
 from .link import STOP_TIME, History, Link, Setting
-from .log import CRITICAL, ERROR, INFO, describe, log
+from .log import ERROR, INFO, log
 from .registry import EMPTY, Registry
 from .session import REFUSALS, Session, now
 from .wire import Abandoned, Source
@@ -77,7 +77,7 @@ class Keeper:
         finalizer), the change is made as soon as can be, and this returns at once.
         """
         link = self.link
-        if link is not None and link.listener is not None and link.listener.is_here:
+        if link is not None and link.is_here:
             threading.Thread(target=self.change, args=(step, apply), name="pgnotifier-change", daemon=True).start()
             return
         with self._changing:
@@ -121,30 +121,20 @@ class Keeper:
             if link is None or session is None:
                 self._swap(new)
                 return True
-            old = link.listener
-            add = [name for name in new.stale if name in new.valid and name not in session.active]
-            remove = [name for name in new.stale if name not in new.valid and name in session.active]
+            differ = [name for name in new.stale if registry.is_valid(new, name) != (name in session.active)]
+            add = [name for name in differ if name not in session.active]
+            remove = [name for name in differ if name in session.active]
             if not add and not remove:
                 if new is not self.registry or new.stale:
                     self._swap(new, told=True)
-                if old is not None:
-                    self._spawn(link)  # where Ctrl-C came in the midst of an earlier change
                 return True
-        try:
-            with self._lock:
-                ours = link.session is session
-                if ours and old is not None:
-                    old.ask_to_stop()
-            if ours and old is not None:
-                old.join()
-            return self._listen(link, session, new, add, remove)
-        finally:
+            if link.listener is not None:
+                link.listener.ask_to_give_way()
+        with link.turn:
             try:
-                self._spawn(link)
-            except KeyboardInterrupt:  # it may come twice; what is left undone is done by the next change
-                self._spawn(link)
-                raise
-            self.history.restarts += 1
+                return self._listen(link, session, new, add, remove)
+            finally:
+                self.history.restarts += 1
 
     def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> bool:
         # A name that an earlier call left pending does not make another call fail; to apply it was asked for here.
@@ -189,23 +179,12 @@ class Keeper:
         else:
             self._delivery.publish(new, touched, session.active, changed, well or session.well)
 
-    def _spawn(self, link: Link) -> None:
-        """Have a listener thread, unless there is one that goes on."""
-        try:
-            if link.listener is None or not link.listener.serving:
-                link.spawn()
-        except Exception as error:  # no more threads: there is nothing left to listen with
-            self.history.last_error = describe(error)
-            log(CRITICAL, "the listener has ended: %s", self.history.last_error)
-            self._drop(link, STOPPED)
-            raise
-
     # -- start and stop ------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Connect and begin to listen, where there is no link; else apply what is pending."""
         link = self.link
-        if link is not None and not link.closed and link.listener is not None and link.listener.is_here:
+        if link is not None and not link.closed and link.is_here:
             self.change(lambda reg: reg, self.apply)  # in another thread: a change may be waiting for this one to end
             return
         with self._starting:
@@ -222,11 +201,10 @@ class Keeper:
                     self.stopped.clear()
             try:
                 self._delivery.start(self.registry)
-                link.connect()  # changes are recorded meanwhile, and the connection begins with them
+                session = link.connect()  # changes are recorded meanwhile, and the connection begins with them
                 self._delivery.event({"event": "connected"})
-                log(INFO, "connected, listening to %d channels", len(self.registry.valid))
-                with self._changing:
-                    self._spawn(link)
+                log(INFO, "connected, listening to %d channels", len(session.active) - 1)
+                link.spawn()
             except BaseException as error:
                 overtaken = link.closed and isinstance(error, Abandoned)
                 with self._changing:

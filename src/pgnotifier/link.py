@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from . import backoff
+from . import backoff, registry
 from .delivery import Delivery
 from .listener import Listener, new_loop
 from .log import CRITICAL, ERROR, INFO, WARNING, describe, log
@@ -59,9 +59,10 @@ class Link:
         self._setting = setting
         self._breaker = Breaker()
         self._loop = new_loop()
-        self._turn = threading.Lock()
+        self._running = threading.Lock()  # held by the thread that runs the loop
+        self.turn = threading.Lock()  # whoever has it owns the session
         self.session: Session | None = None
-        self.listener: Listener | None = None
+        self._listeners: tuple[Listener, ...] = ()
         self.closed = False
         self._orphaned = False  # its thread was left asking for a name or a dbconf: that thread cleans up
         self._up_since = self._down_since = monotonic()
@@ -94,8 +95,9 @@ class Link:
                         break
                     reg = setting.wanted()
                 session.leftover()  # from channels as they were wanted a moment ago; a gap covers it
-                add = [name for name in (SYSCHAN, *reg.valid) if name not in session.active and name not in refused]
-                remove = [name for name in session.active if name not in reg.valid and name != SYSCHAN]
+                valid = {SYSCHAN, *registry.valid_channels(reg)}
+                add = [name for name in valid if name not in session.active and name not in refused]
+                remove = [name for name in session.active if name not in valid]
                 refused.update(session.listen_where_allowed(add, remove))
                 session.verify()
         except BaseException:
@@ -107,11 +109,15 @@ class Link:
         return session
 
     def hand_over(self, session: Session) -> None:
-        """By its owner: what has come until now goes to those who are subscribed now, before that changes."""
-        batch = session.drain()
-        taken = self._setting.notify(batch, session.drained, lambda: True)
-        if taken < len(batch):
-            session.put_back(batch[taken:])
+        """By its owner: what was read until now goes to those who are subscribed now, before that changes.
+
+        Among it may be the last of a channel that is listened to no more, and about to be again.
+        """
+        batch = session.arrived()
+        if batch:
+            taken = self._setting.notify(batch, session.drained, lambda: True)
+            if taken < len(batch):
+                session.put_back(batch[taken:])
 
     def report_refused(self, refused: dict[str, psycopg.Error]) -> None:
         """Tell of names that the server does not take; the other channels are heard."""
@@ -123,23 +129,42 @@ class Link:
     def spawn(self) -> None:
         """Start the next listener thread: on the session or, where it is lost, to connect again.
 
-        Raises what kept the thread from starting; there is nothing left to listen with then.
+        Raises what kept the thread from starting.
         """
         with self._setting.lock:
-            if not self.closed:
-                if self.listener is not None:
-                    self.listener.ask_to_stop()  # Ctrl-C in its start() can hide that its thread has begun
-                self.listener = Listener(
-                    self._loop,
-                    self._turn,
-                    lambda: self.session,
-                    self._setting.notify,
-                    self._setting.delivery.nudge,
-                    self.lost,
-                    self._reconnect,
-                    self._thread_ended,
-                )
-                self.listener.start()
+            if self.closed:
+                return
+            before = self.listener
+            new = Listener(
+                self._loop,
+                self._running,
+                self.turn,
+                lambda: self.session,
+                self._setting.notify,
+                self._setting.delivery.nudge,
+                self.lost,
+                self._reconnect,
+                self.spawn,
+                self._thread_ended,
+            )
+            self._listeners = (before, new) if before is not None else (new,)
+        try:
+            new.start()
+        except BaseException:
+            with self._setting.lock:
+                self._listeners = (before,) if before is not None else ()
+            raise
+
+    @property
+    def listener(self) -> Listener | None:
+        """The one that listens, or is about to; the one before it may be ending."""
+        listeners = self._listeners
+        return listeners[-1] if listeners else None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is a listener thread."""
+        return any(listener.is_here for listener in self._listeners)
 
     def lost(self, session: Session, error: BaseException) -> None:
         """By the owner of the session: it is of no more use."""
@@ -201,11 +226,11 @@ class Link:
         `undisturbed`: no other thread is changing channels or connecting; one that is closes what it gets.
         """
         rest: list[Any] = []
-        if self.listener is not None:
-            self.listener.ask_to_stop()
-            if not self.listener.join(STOP_TIME):
+        for listener in self._listeners:  # there will be no more
+            listener.ask_to_stop()
+            if not listener.join(STOP_TIME):
                 self._orphaned = True
-                if not self.listener.join(0):
+                if not listener.join(0):
                     return rest
         self._well = self.well
         session, self.session = self.session, None

@@ -15,7 +15,7 @@ from datetime import datetime
 from math import inf
 from typing import Any
 
-from .log import CRITICAL, log
+from .log import CRITICAL, WARNING, describe, log
 from .session import Session
 from .wire import PortableSelector
 
@@ -73,8 +73,15 @@ def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
     return future
 
 
+NAME = "pgnotifier-listener"
+
+
 class Listener:
-    """Drains a session into `deliver` until asked to stop, while it has `turn`, which one thread has at a time.
+    """Drains a session into `deliver` until asked to stop, while it has `turn`, which the owner of the session has.
+
+    It lets go of the turn while there is nothing to read: who wants to own the session asks it to give way, and takes
+    the turn. It starts the next thread itself then, with `follow()`, while the server answers; where that cannot be
+    had it goes on. `running` is held by the thread that runs the loop.
 
     `session()` is what there is to begin with. `deliver(batch, well, give_up)` returns how many it took; the others
     come first in the next drain. `lost(session, error)` is called when the session fails, and `renew()` for the next
@@ -85,33 +92,36 @@ class Listener:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        running: threading.Lock,
         turn: threading.Lock,
         session: Callable[[], Session | None],
         deliver: Callable[[list[Any], datetime, Callable[[], bool]], int],
         nudge: Callable[[], None],
         lost: Callable[[Session, BaseException], None],
         renew: Callable[[], Session | None],
+        follow: Callable[[], object],
         ended: Callable[[], object],
     ) -> None:
-        self._loop = loop
-        self._turn, self._session = turn, session
-        self._deliver, self._nudge, self._lost, self._renew, self._ended = deliver, nudge, lost, renew, ended
-        self._stopping = False  # counts even before the thread has begun to run
+        self._loop, self._running, self._turn = loop, running, turn
+        self._session = session
+        self._deliver, self._nudge, self._lost, self._renew = deliver, nudge, lost, renew
+        self._follow, self._ended = follow, ended
+        self._stopping = self._giving_way = False  # counts even before the thread has begun to run
         self._readable: asyncio.Event | None = None
         self._heard = True
-        self._thread = threading.Thread(target=self._run, name="pgnotifier-listener", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     @property
-    def serving(self) -> bool:
-        """Whether the thread runs, and is to go on."""
-        return self._thread.is_alive() and not self._stopping
-
-    @property
     def is_here(self) -> bool:
         return threading.current_thread() is self._thread
+
+    def ask_to_give_way(self) -> None:
+        """Have the next thread take over; by whoever is to have the turn in between."""
+        self._giving_way = True
+        self.ask_to_stop()
 
     def ask_to_stop(self) -> None:
         """Have the thread end; it is between two drains then, and what it drained is delivered or put back."""
@@ -125,46 +135,53 @@ class Listener:
         self._nudge()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the thread no longer touches the session; whether that is so."""
+        """Wait until the thread has ended; whether that is so."""
         if self.is_here:
             return False
         if self._thread.ident is not None:  # else it was never started
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _stop_asked(self) -> bool:
-        return self._stopping
-
     def _run(self) -> None:
-        with self._turn:
+        with self._running:
             try:
-                session = self._session()
-                while not self._stopping:
-                    try:
-                        session = session or self._renew()
-                        if session is None:
-                            return
-                        self._loop.run_until_complete(self._listen(session))
-                    except BaseException as error:
-                        failed, session = session, None
-                        if failed is not None:
-                            self._lost(failed, error)
-                        else:
-                            log(CRITICAL, "the listener met what it did not expect, and goes on", error=error)
+                self._serve()
+                while self._giving_way and not self._succeeded():
+                    self._giving_way = self._stopping = False
+                    self._serve()
             finally:
                 self._ended()
 
-    def _stops(self, session: Session, failures: list[BaseException]) -> bool:
-        """Asked again and again while a mailbox is full: the server must not wait for it."""
-        if not self._stopping and not failures:
+    def _succeeded(self) -> bool:
+        self._thread.name += "-ending"  # there is one of that name
+        try:
+            self._follow()
+        except Exception as error:
+            self._thread.name = NAME
+            log(WARNING, "no other listener thread can be started, so this one goes on: %s", describe(error))
+            return False
+        return True
+
+    def _serve(self) -> None:
+        """Until asked to stop."""
+        while not self._stopping:
+            session: Session | None = None
             try:
-                session.read_on()
-            except Exception as error:
-                failures.append(error)
-        return self._stopping
+                with self._turn:
+                    session = None if self._stopping else self._session() or self._renew()
+                if session is None:
+                    return
+                self._loop.run_until_complete(self._listen(session))
+            except BaseException as error:
+                if session is None:
+                    log(CRITICAL, "the listener met what it did not expect, and goes on", error=error)
+                else:
+                    with self._turn:
+                        self._lost(session, error)
 
     async def _listen(self, session: Session) -> None:
-        loop, stopping = self._loop, self._stop_asked
+        """Until asked to stop, or the session is lost."""
+        loop = self._loop
         readable = self._readable = asyncio.Event()
         timer: asyncio.TimerHandle | None = None
         due = 0.0
@@ -175,26 +192,46 @@ class Listener:
 
         loop.add_reader(session.fileno, bytes_came)
         try:
-            while not stopping():
-                readable.clear()
-                batch = session.drain()
-                if batch:
-                    failures: list[BaseException] = []
-                    taken = self._deliver(batch, session.drained, lambda: self._stops(session, failures))  # noqa: B023
-                    if taken < len(batch):
-                        session.put_back(batch[taken:])
-                    if failures:
-                        raise failures[0]
-                heard, self._heard = self._heard or bool(batch), False
-                latest = session.check(heard)
+            while True:
+                with self._turn:
+                    if self._stopping:
+                        return
+                    readable.clear()
+                    try:
+                        batch = session.drain()
+                        if batch:
+                            self._hand_over(session, batch)
+                        heard, self._heard = self._heard or bool(batch), False
+                        latest = session.check(heard)
+                    except BaseException as error:
+                        self._lost(session, error)
+                        return
                 if latest != due:
                     # Only the end of a heartbeat wakes an idle listener; traffic does not move the timer.
                     if timer is not None:
                         timer.cancel()
                     timer, due = (loop.call_at(latest, readable.set), latest) if latest < inf else (None, latest)
-                if not batch and not stopping():
+                if not batch:
                     await readable.wait()
         finally:
             if timer is not None:
                 timer.cancel()
             loop.remove_reader(session.fileno)
+
+    def _hand_over(self, session: Session, batch: list[Any]) -> None:
+        failures: list[BaseException] = []
+
+        def stops() -> bool:
+            """Asked again and again while a mailbox is full: the server must not wait for it."""
+            if not self._stopping and not failures:
+                try:
+                    session.read_on()
+                except Exception as error:
+                    failures.append(error)
+            return self._stopping
+
+        taken = self._deliver(batch, session.drained, stops)
+        if taken < len(batch):
+            session.put_back(batch[taken:])
+        if failures:
+            raise failures[0]

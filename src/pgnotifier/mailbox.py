@@ -145,10 +145,15 @@ class Mailbox:
                 hand = [*self._before(), *hand]
         return hand
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is being handled."""
+        return bool(self._items) or self.claim.locked()
+
     def begin(self, channel: str) -> bool:
         """Have what waits or is being handled on that channel skipped; whether there is anything."""
         with self.lock:
-            busy = bool(self._items) or self.claim.locked()
+            busy = self.busy
             if busy:
                 if channel in self._latest:
                     self._latest[channel].open = False

@@ -1,7 +1,7 @@
 """Pure: what the user wants, as one immutable value, and functions from registry to registry (contract 3).
 
 Every function returns the registry it was given where there is nothing to do, so `new is old` means: no change.
-A change costs the same however much else is registered: `valid`, `open` and `stale` are kept up with each step.
+A change costs the same however much else is registered: `open` and `stale` are kept up with each step.
 No threads, no I/O; arguments have been checked by the caller, but for what only the registry can know.
 """
 
@@ -52,15 +52,14 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Registry:
-    """`ids` maps an id to its latest callback and channels; `valid` holds the names of the valid channels.
+    """`ids` maps an id to its channels, each with a number that is greater the later its callback was given.
 
     `stale` holds the names whose validity has changed since the server was last told, `touched` the
     subscriptions that the last step may have changed: `(channel, ids)`, or None for all ids of the channel.
     """
 
     channels: PMap[str, Channel] = pmap()
-    ids: PMap[Hashable, PMap[str, Any]] = pmap()
-    valid: PMap[str, bool] = pmap()
+    ids: PMap[Hashable, PMap[str, int]] = pmap()
     stale: PMap[str, bool] = pmap()
     touched: tuple[Touched, ...] = ()
 
@@ -75,25 +74,26 @@ def renewed(reg: Registry) -> Registry:
 
 def recorded(reg: Registry) -> Registry:
     """`reg` after its last step was published."""
-    return replace(reg, touched=()) if reg.touched else reg
+    return Registry(reg.channels, reg.ids, reg.stale) if reg.touched else reg
 
 
 def told(reg: Registry) -> Registry:
     """`reg` after the server was told of all that is valid, too."""
-    return replace(reg, touched=(), stale=pmap()) if reg.stale or reg.touched else reg
+    return Registry(reg.channels, reg.ids) if reg.stale or reg.touched else reg
+
+
+def is_valid(reg: Registry, name: str) -> bool:
+    """Whether that channel should be listened to; SYSCHAN always is, and does not count."""
+    entry = reg.channels.get(name)
+    return entry is not None and entry.valid and name != SYSCHAN
 
 
 def _put(reg: Registry, name: str, entry: Channel | None) -> Registry:
-    """`reg` with that entry for `name` (None: without one), and `valid` to match."""
-    if entry is None:
-        channels = reg.channels.discard(name)
-    else:
-        channels = assoc_in(reg.channels, [name], entry)
-    was, now = name in reg.valid, entry is not None and entry.valid and name != SYSCHAN
-    if was == now:
-        return replace(reg, channels=channels)
-    valid = reg.valid.set(name, True) if now else reg.valid.discard(name)
-    return replace(reg, channels=channels, valid=valid, stale=reg.stale.set(name, True))
+    """`reg` with that entry for `name` (None: without one), and `stale` to match."""
+    old = reg.channels.get(name)
+    changes = (old is not None and old.valid) != (entry is not None and entry.valid) and name != SYSCHAN
+    channels = reg.channels.discard(name) if entry is None else reg.channels.set(name, entry)
+    return Registry(channels, reg.ids, reg.stale.set(name, True) if changes else reg.stale, reg.touched)
 
 
 def _touch(new: Registry, old: Registry, touched: Iterable[Touched]) -> Registry:
@@ -102,16 +102,8 @@ def _touch(new: Registry, old: Registry, touched: Iterable[Touched]) -> Registry
 
 def _forget(reg: Registry, id: Hashable, name: str) -> Registry:
     """`reg` with the id's record rid of that channel, and of itself with the last one."""
-    ids = dissoc_in(reg.ids, [id, "channels", name])
-    if not ids[id]["channels"]:
-        ids = dissoc_in(ids, [id])
-    else:
-        # "latest fn" is the latest of those that are left
-        left = ids[id]["channels"]
-        if ids[id]["latest"] == name:
-            latest = max(left, key=left.__getitem__)
-            ids = assoc_in(ids, [id, "latest"], latest)
-    return replace(reg, ids=ids)
+    ids = dissoc_in(reg.ids, [id, name])
+    return replace(reg, ids=ids if ids[id] else ids.discard(id))
 
 
 def add_channels(reg: Registry, names: Iterable[str]) -> Registry:
@@ -136,14 +128,13 @@ def remove_channels(reg: Registry, names: Iterable[str]) -> Registry:
 
 def subscribe(reg: Registry, id: Hashable, name: str, sub: Subscription, serial: int) -> Registry:
     """`serial` grows with each call; it tells which callback of an id is the latest. The mute state is kept."""
-    entry = reg.channels.get(name, Channel())
+    entry = reg.channels.get(name) or Channel()
     old = entry.subscribers.get(id)
-    if old is not None:
-        sub = replace(sub, mute=old.mute)
-    grown = replace(entry, subscribers=assoc_in(entry.subscribers, [id], sub), open=entry.open + (old is None))
-    reg = _put(reg, name, grown)
-    ids = assoc_in(assoc_in(reg.ids, [id, "channels", name], serial), [id, "latest"], name)
-    return replace(reg, ids=ids, touched=((name, (id,)),))
+    if old is not None and old.mute:
+        sub = replace(sub, mute=True)
+    grown = Channel(entry.mute, entry.subscribers.set(id, sub), entry.open + (old is None))
+    ids = assoc_in(reg.ids, [id, name], serial)
+    return replace(_put(reg, name, grown), ids=ids, touched=((name, (id,)),))
 
 
 def unsubscribe(reg: Registry, id: Hashable, name: str) -> Registry:
@@ -173,7 +164,7 @@ def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: boo
     if id not in reg.ids:
         raise UnknownSubscriber(f"subscriber {id!r:.100} is not registered")
     new = reg
-    names = tuple(names) or tuple(reg.ids[id]["channels"])
+    names = tuple(names) or tuple(reg.ids[id])
     for name in names:
         entry = new.channels.get(name)
         if entry is None:
@@ -189,13 +180,19 @@ def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: boo
 
 def valid_channels(reg: Registry) -> PVector[str]:
     """The channels that should be listened to, sorted; SYSCHAN is not among them."""
-    return pvector(sorted(reg.valid))
+    return pvector(sorted(name for name, entry in reg.channels.items() if entry.valid and name != SYSCHAN))
 
 
 def only(reg: Registry, name: str) -> Registry:
     """`reg` without all other channels, to decide who is called; the ids stay, for they are not forgotten."""
     entry = reg.channels.get(name)
     return Registry(channels=pmap() if entry is None else pmap({name: entry}), ids=reg.ids)
+
+
+def stands_in(reg: Registry, id: Hashable, name: str) -> bool:
+    """Whether that id is subscribed to that channel."""
+    entry = reg.channels.get(name)
+    return entry is not None and id in entry.subscribers
 
 
 def subscription(reg: Registry, id: Hashable, name: str) -> Subscription | None:
@@ -236,10 +233,10 @@ def subscribers_dict(reg: Registry, active: Iterable[str]) -> dict[Hashable, dic
 
     return {
         id: {
-            "fn": reg.channels[record["latest"]].subscribers[id].fn,
-            "channels": {name: row(id, name) for name in record["channels"]},
+            "fn": reg.channels[max(names, key=names.__getitem__)].subscribers[id].fn,
+            "channels": {name: row(id, name) for name in names},
         }
-        for id, record in reg.ids.items()
+        for id, names in reg.ids.items()
     }
 
 

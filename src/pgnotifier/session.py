@@ -154,6 +154,11 @@ class Session:
         self.drained, self._ahead = self.well, 0
         return self._drain()
 
+    def arrived(self) -> list[Any]:
+        """What was read with an answer and is not yet drained, without a look at the socket."""
+        self.drained, self._clean = self.well, self._known
+        return self.leftover()
+
     def read_on(self) -> None:
         """Read what has come, for the next drain, so that the server need not wait; as long as it is not too much."""
         if self._ahead < AHEAD:
