@@ -209,7 +209,7 @@ def test_a_gap_begins_before_what_waited_outside_the_mailbox(server: str, sender
         sent_at = datetime.now(timezone.utc)
         send(sender, channel, 1, 50)
         until(lambda: n.status()["pending"] == 10)  # the others have arrived, and find no room
-        time.sleep(0.5)  # more than the time that a server may take to signal, less than the listener's patience
+        time.sleep(0.3)  # more than the time that a server may take to signal, less than the listener's patience
         n.subscribe("change", f"{channel}x", print)
         hold.release()
         until(lambda: n.status()["received"] == 50)
