@@ -5,7 +5,6 @@ Whoever calls `run` holds the mailbox's claim, so that one id never runs on two 
 
 from __future__ import annotations
 
-import inspect
 from time import perf_counter
 from typing import Any
 
@@ -14,10 +13,10 @@ from psycopg import Notify
 from . import registry
 from .guard import CannotDecode
 from .hearing import Telling
-from .items import Begin
+from .items import Begin, Fanout
 from .loops import Loops
 from .mailbox import MOST, Mailbox
-from .registry import Subscription
+from .registry import Registry, Subscription
 
 QUICK, SLOW = 0.002, 0.010  # seconds that a turn should take: more items at a time below, fewer above
 
@@ -78,9 +77,8 @@ class Calls(Loops):
                 else:
                     payload = self.payload(box, item)  # type: ignore[arg-type]
                 result = sub.fn(id, channel, payload, pid)
-                if result is not None and inspect.iscoroutine(result):
-                    result.close()
-                    raise TypeError("the callback returned a coroutine: subscribe the coroutine function itself")
+                if result is not None:
+                    self.refuse_coroutine(result)
                 delivered += 1
             except CannotDecode:
                 pass
@@ -95,6 +93,57 @@ class Calls(Loops):
         elif took > SLOW:
             box.turn = max(1, box.turn // 2)
         return False
+
+    def fan(self, job: Fanout, end: float) -> None:
+        """Call those that are left in `job`, until `end` (of `perf_counter`), and give back their claims."""
+        item, left, payload = job.item, job.left, _UNKNOWN
+        channel, pid = item.channel, item.pid
+        known: Registry | None = None
+        as_routed = False
+        while True:
+            try:
+                box, sub = left.popleft()
+            except IndexError:
+                return
+            box.held = 0
+            try:
+                if self.view is not known:
+                    with self.telling:  # as in `_refreshed`
+                        known = self.view
+                        current = self.epoch == job.epoch
+                        as_routed = current and known.channels.get(channel) is job.entry
+                if not as_routed:
+                    found = registry.subscription(known, box.id, channel) if current else None
+                    if found is None:
+                        continue
+                    sub = found
+                    if sub.awaits:
+                        box.put_first(item)
+                        continue
+                if box.barriers and channel in box.barriers:
+                    continue
+                if payload is _UNKNOWN:
+                    payload = self.payload(box, item)
+                result = sub.fn(box.id, channel, payload, pid)
+                if result is not None:
+                    self.refuse_coroutine(result)
+                box.delivered += 1
+            except CannotDecode:
+                pass
+            except Exception as error:
+                self.failed(box, channel, error)
+            except BaseException as error:
+                self.fatally(box, error)
+            finally:
+                if box.items or box.leaving or box.unannounced:
+                    self.released(box)
+                else:
+                    box.fanned = None
+                    box.claim.release()
+                    if box.items:
+                        self.offered(box)
+            if perf_counter() > end:
+                return
 
     def _refreshed(self, box: Mailbox) -> tuple[dict[str, Subscription | None], registry.Registry]:
         with self.telling:  # a change is under way: what it tells stands in the mailbox before it shows

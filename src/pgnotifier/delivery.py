@@ -34,8 +34,9 @@ class Delivery:
     ) -> None:
         self._count = workers
         self._calls = Calls(decode, self.event, fatal)
-        self._workers = Workers(workers, self._run, self._through)
+        self._workers = Workers(workers, self._run, self._calls.fan, self._through)
         self._calls.released = self._workers.release
+        self._calls.offered = lambda box: self._workers.offer((box,))
         self._boxes = Boxes(max_pending)
         self._posting = Posting(self._calls, self._boxes, self._workers)
         self._active: PMap[str, bool] = NOTHING

@@ -25,8 +25,8 @@ class CannotDecode(Exception):
 class Guard:
     """`view` is the registry that calls follow; `epoch` changes when all that was taken before is void.
 
-    `report(event)` tells SYSCHAN's subscribers; `released(mailbox)`, set later, takes back the claim that an event
-    loop had.
+    `report(event)` tells SYSCHAN's subscribers. Set later: `released(mailbox)` takes back a claim, and
+    `offered(mailbox)` sees to one whose claim was given back with something in it.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Guard:
     ) -> None:
         self._decode, self._report, self._fatal = decode, report, fatal
         self.released: Callable[[Mailbox], None] = lambda box: None
+        self.offered: Callable[[Mailbox], None] = lambda box: None
         self.view = EMPTY
         self.epoch = 0
         self.hearing = Hearing()
@@ -63,9 +64,7 @@ class Guard:
             return
         try:
             result = sub.on_listen(box.id, item.channel, item.gap)
-            if inspect.iscoroutine(result):
-                result.close()
-                raise TypeError("on_listen returned a coroutine: pass the coroutine function itself")
+            self.refuse_coroutine(result)
         except Exception as error:
             self.failed(box, item.channel, error)
         except BaseException as error:
@@ -77,6 +76,12 @@ class Guard:
             if sub is None:
                 self.hearing.give_back(box.id, item)
             return sub
+
+    @staticmethod
+    def refuse_coroutine(result: object) -> None:
+        if inspect.iscoroutine(result):
+            result.close()
+            raise TypeError("the callback returned a coroutine: pass the coroutine function itself")
 
     def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
         box.failed += 1

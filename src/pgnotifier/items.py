@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from psycopg import Notify
 
 from .hearing import Telling
-from .registry import SYSCHAN
+from .registry import SYSCHAN, Channel, Subscription
 
 
 class Shared:
@@ -41,6 +42,19 @@ class Begin:
 
 
 Item = Notify | Shared | Telling | Begin
+
+
+class Fanout:
+    """One notification for many idle mailboxes, whose claims it has: one hand-over instead of one for each.
+
+    `left`: those that it has not come to, each with its subscription as `entry`, the channel's, has it. Void where
+    the epoch is another by then.
+    """
+
+    __slots__ = ("entry", "epoch", "item", "left")
+
+    def __init__(self, item: Shared, entry: Channel, epoch: int, left: deque[tuple[Any, Subscription]]) -> None:
+        self.item, self.entry, self.epoch, self.left = item, entry, epoch, left
 
 
 class Latest:

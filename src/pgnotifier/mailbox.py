@@ -42,9 +42,10 @@ class Mailbox:
         self.announced = 0.0  # monotonic seconds, when an event last told of an overflow
         self.taken = 0
         self.renew()
-        self._items: deque[Any] = deque()
+        self.items: deque[Any] = deque()
+        self.fanned: datetime | None = None  # it is in a Fanout: before that moment all had been received
         self._latest: dict[str, Latest] = {}
-        self._held = 0  # taken, and not begun
+        self.held = 0  # taken, and not begun
         self._added = 0
         self._marks: deque[tuple[int, datetime]] = deque()
         self._first: dict[str, bool] = {}  # channels whose first telling comes before all that waits
@@ -75,21 +76,21 @@ class Mailbox:
         return told
 
     def __len__(self) -> int:
-        return len(self._items) + self._held
+        return len(self.items) + self.held
 
     @property
     def waiting(self) -> bool:
-        return bool(self._items)
+        return bool(self.items)
 
     @property
     def room(self) -> int:
-        return self.limit - len(self._items) - self._held
+        return self.limit - len(self.items) - self.held
 
     def put(self, items: Sequence[Item], well: datetime) -> None:
         """Append; the caller has seen to the room. All before `well` has been received."""
         with self.lock:
             self._mark(well)
-            self._items.extend(items)
+            self.items.extend(items)
             self._added += len(items)
 
     def tell(self, telling: Telling, well: datetime) -> None:
@@ -97,12 +98,12 @@ class Mailbox:
         with self.lock:
             if telling.channel in self._latest:
                 self._latest[telling.channel].open = False
-            last = self._items[-1] if self._items else None
+            last = self.items[-1] if self.items else None
             if type(last) is Telling and last.channel == telling.channel and last.gap and telling.gap:
-                self._items[-1] = Telling(telling.channel, merge(last.gap, telling.gap))
+                self.items[-1] = Telling(telling.channel, merge(last.gap, telling.gap))
                 return
             self._mark(well)
-            self._items.append(telling)
+            self.items.append(telling)
             self._added += 1
 
     def put_latest(self, item: Any, well: datetime) -> bool:
@@ -114,14 +115,14 @@ class Mailbox:
                 return True
             self._mark(well)
             place = self._latest[item.channel] = Latest(item)
-            self._items.append(place)
+            self.items.append(place)
             self._added += 1
             return False
 
     def grab(self) -> list[Item]:
         """Take some of the oldest, with what is to be told before them."""
         with self.lock:
-            items = self._items
+            items = self.items
             self._prune()
             size = min(len(items), self.turn, self.limit // 8 or 1)
             if self._latest:
@@ -139,7 +140,7 @@ class Mailbox:
                 hand = [items.popleft() for _ in range(size)]
             if not items:
                 self.renew()
-            self._held = max(0, size - 1)
+            self.held = max(0, size - 1)
             self.taken += size
             if self._lost or self._first:
                 hand = [*self._before(), *hand]
@@ -148,7 +149,7 @@ class Mailbox:
     @property
     def busy(self) -> bool:
         """Whether anything waits or is being handled."""
-        return bool(self._items) or self.claim.locked()
+        return bool(self.items) or self.claim.locked()
 
     def begin(self, channel: str) -> bool:
         """Have what waits or is being handled on that channel skipped; whether there is anything."""
@@ -157,7 +158,7 @@ class Mailbox:
             if busy:
                 if channel in self._latest:
                     self._latest[channel].open = False
-                self._items.append(Begin(channel))
+                self.items.append(Begin(channel))
                 self._added += 1
                 self.barriers[channel] = self.barriers.get(channel, 0) + 1
             return busy
@@ -178,31 +179,37 @@ class Mailbox:
             return
         with self.lock:
             self.taken -= len(items)
-            self._held = max(0, self._held - len(items))
+            self.held = max(0, self.held - len(items))
             marks = self._marks
             if marks:
-                place = self._added - len(self._items)
+                place = self._added - len(self.items)
                 before = well = marks[0][1]
                 while marks and marks[0][0] <= place:
                     well = marks.popleft()[1]
                 marks.appendleft((place, well))
                 marks.appendleft((place - len(items), before))
-            self._items.extendleft(reversed([*items, *self._before()]))
+            self.items.extendleft(reversed([*items, *self._before()]))
+
+    def put_first(self, item: Item) -> None:
+        """By whoever has the claim, before all that came since it was taken."""
+        with self.lock:
+            self._marks.appendleft((self._added - len(self.items) - 1, self.fanned or self._marks[0][1]))
+            self.items.appendleft(item)
 
     def done(self) -> None:
         """The grabbed ones are through."""
-        self._held = 0
+        self.held, self.fanned = 0, None
 
     def drop(self, count: int, moment: datetime) -> int:
         """Throw away the oldest `count`, to be told of where they stood; returns how many were notifications."""
         gone: dict[str, int] = {}
         with self.lock:
-            marks, first = self._marks, self._added - len(self._items)
+            marks, first = self._marks, self._added - len(self.items)
             while len(marks) > 2 and marks[2][0] <= first:
                 del marks[1]  # the first belongs to what has been taken
             since = marks[1][1] if len(marks) > 1 and marks[1][0] <= first else marks[0][1]
-            for _ in range(min(count, len(self._items))):
-                item = self._items.popleft()
+            for _ in range(min(count, len(self.items))):
+                item = self.items.popleft()
                 if type(item) is Latest:
                     self._unwrap(item)
                 channel = item.channel
@@ -223,11 +230,11 @@ class Mailbox:
     def clear(self) -> list[Telling]:
         """Throw away all but SYSCHAN's; returns what was to be told."""
         with self.lock:
-            untold = [*self._before(), *(item for item in self._items if type(item) is Telling)]
-            kept = [item for item in self._items if type(item) is not Telling and item.channel == SYSCHAN]
+            untold = [*self._before(), *(item for item in self.items if type(item) is Telling)]
+            kept = [item for item in self.items if type(item) is not Telling and item.channel == SYSCHAN]
             self.barriers = {c: n for c, n in self.barriers.items() if c == SYSCHAN}
-            self._items.clear()
-            self._items.extend(kept)
+            self.items.clear()
+            self.items.extend(kept)
             self._latest = {c: place for c, place in self._latest.items() if c == SYSCHAN}
         return untold
 
@@ -238,7 +245,9 @@ class Mailbox:
 
     def oldest_unlocked(self, well: datetime) -> datetime:
         """For a forked child, in which the lock may be held for ever."""
-        busy = self._items or self._held or self.claim.locked()
+        if (fanned := self.fanned) is not None:
+            return min(well, fanned)
+        busy = self.items or self.held or self.claim.locked()
         return min(well, self._marks[0][1]) if busy and self._marks else well
 
     def _before(self) -> list[Telling]:
@@ -248,7 +257,7 @@ class Mailbox:
         return told
 
     def _prune(self) -> None:
-        first = self._added - len(self._items)
+        first = self._added - len(self.items)
         while len(self._marks) > 1 and self._marks[1][0] <= first:
             self._marks.popleft()
 

@@ -6,6 +6,7 @@ On the listener thread, which never waits for user code, but for a full mailbox,
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from time import monotonic
@@ -14,10 +15,10 @@ from typing import Any
 from . import registry
 from .boxes import Boxes
 from .calls import Calls
-from .items import Event, Shared
+from .items import Event, Fanout, Shared
 from .log import WARNING, log
 from .mailbox import Mailbox
-from .registry import SYSCHAN, Channel, Registry
+from .registry import SYSCHAN, Channel, Registry, Subscription
 from .session import now
 from .workers import Workers
 
@@ -25,13 +26,21 @@ READ_ON = 0.01  # seconds after which the listener looks at the socket again whi
 ANNOUNCE = 1.0  # seconds between two events that tell of one mailbox's overflow
 
 
+MANY = 4  # mailboxes: a single notification for so many is handed over once
+
+Pair = tuple[Mailbox, Subscription]
+
+
 class _Route:
     """Where a channel's notifications go, as long as the registry has that entry for it."""
 
-    __slots__ = ("boxes", "entry", "latest")
+    __slots__ = ("boxes", "entry", "latest", "pairs")
 
-    def __init__(self, entry: Channel, boxes: tuple[Mailbox, ...], latest: tuple[Mailbox, ...]) -> None:
-        self.entry, self.boxes, self.latest = entry, boxes, latest
+    def __init__(self, entry: Channel, pairs: tuple[Pair, ...], latest: tuple[Mailbox, ...]) -> None:
+        self.entry, self.latest = entry, latest
+        self.boxes = tuple(box for box, _ in pairs)
+        # None where a notification is not to be fanned out: too few to be worth it, or event loops among them
+        self.pairs = None if len(pairs) < MANY or any(sub.awaits for _, sub in pairs) else pairs
 
 
 class Posting:
@@ -111,9 +120,9 @@ class Posting:
         route = self._routes.get(channel)
         if route is None or route.entry is not entry:
             subs = registry.audience(entry).items()
-            boxes = tuple(self._boxes.make(id) for id, sub in subs if not sub.latest)
+            pairs = tuple((self._boxes.make(id), sub) for id, sub in subs if not sub.latest)
             latest = tuple(self._boxes.make(id) for id, sub in subs if sub.latest)
-            route = self._routes[channel] = _Route(entry, boxes, latest)
+            route = self._routes[channel] = _Route(entry, pairs, latest)
         return route
 
     def _put(self, route: _Route, run: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
@@ -122,6 +131,8 @@ class Posting:
             locks = self._decoding
             items = [Shared(n.channel, n.payload, n.pid, locks[k & 7]) for k, n in enumerate(run)]
         done, size = 0, len(items)
+        if size == 1 and route.pairs is not None and self._fan_out(route, route.pairs, items[0], well):
+            boxes = ()
         while done < size:
             chunk = size - done
             for box in boxes:
@@ -144,6 +155,37 @@ class Posting:
                     self._calls.reclaim_from_closed(box)
             self._workers.offer(route.latest)
         return size
+
+    def _fan_out(self, route: _Route, pairs: tuple[Pair, ...], item: Shared, well: datetime) -> bool:
+        """Hand one notification to many at once, and to those that are busy as ever; not where one has no room."""
+        if item.channel == SYSCHAN:
+            return False
+        idle: deque[Pair] = deque()
+        busy = []
+        job = Fanout(item, route.entry, self._calls.epoch, idle)
+        for pair in pairs:
+            box = pair[0]
+            if not box.claim.acquire(False):
+                busy.append(box)
+            elif box.items:
+                box.claim.release()
+                busy.append(box)
+            else:
+                box.held, box.fanned = 1, well
+                idle.append(pair)
+        if any(box.room <= 0 for box in busy):
+            for box, _ in idle:
+                self._workers.release(box)
+            return False
+        for box in busy:
+            box.put((item,), well)
+            if box.shipped is not None:
+                self._calls.reclaim_from_closed(box)
+        if idle:
+            self._workers.share(job)
+        if busy:
+            self._workers.offer(busy)
+        return True
 
     def _make_room(self, box: Mailbox, wanted: int, give_up: Callable[[], bool]) -> int:
         """Wait for room as long as the contract says, then throw away the oldest; 0 where given up.

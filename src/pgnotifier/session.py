@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from math import inf
@@ -116,7 +115,7 @@ class Session:
         """
         if self._conn.pgconn.backend_pid == self.pid:
             return
-        channel = f"pgnotifier_{secrets.token_hex(16)}"
+        channel = f"pgnotifier_{os.urandom(16).hex()}"
         self.listen([channel])
         limit = min(self._heartbeat or ANSWER_TIMEOUT, PROOF_TIME)
         deadline = monotonic() + limit

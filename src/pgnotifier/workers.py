@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic, perf_counter
 
+from .items import Fanout
 from .log import CRITICAL, log
 from .mailbox import Mailbox
 
@@ -19,17 +20,25 @@ TURN = 0.005  # seconds that a mailbox may keep a worker while others are waitin
 
 class Workers:
     """`run(mailbox)` gives a turn, and says whether an event loop has the claim now; `through(mailbox)` comes after
-    each turn, and says whether the claim is to be given back."""
+    each turn, and says whether the claim is to be given back. `fan(fanout, end)` calls those that are left in it,
+    until `end` (of `perf_counter`), and gives back their claims.
+    """
 
-    def __init__(self, count: int, run: Callable[[Mailbox], bool], through: Callable[[Mailbox], bool]) -> None:
-        self._count, self._run, self._through = count, run, through
+    def __init__(
+        self,
+        count: int,
+        run: Callable[[Mailbox], bool],
+        fan: Callable[[Fanout, float], None],
+        through: Callable[[Mailbox], bool],
+    ) -> None:
+        self._count, self._run, self._fan, self._through = count, run, fan, through
         # The lock itself is entered, not a condition: Ctrl-C in Condition.__enter__ would leave it held.
         self._lock = lock = threading.RLock()
         self._work_to_do = threading.Condition(lock)  # workers wait for it, and nobody else
         self._quiet = threading.Condition(lock)  # a mailbox is empty, a worker or an event loop is through
         self.running = False
         self._watchers = 0
-        self._ready: deque[Mailbox] = deque()
+        self._ready: deque[Mailbox | Fanout] = deque()
         self._idle = 0
         self._numbers: set[int] = set()  # of the workers that live
         self._threads: set[threading.Thread] = set()
@@ -44,6 +53,13 @@ class Workers:
         if added and self._idle:
             with self._lock:
                 self._work_to_do.notify(added)
+
+    def share(self, job: Fanout) -> None:
+        """Have `job` stand in the queue, for all workers that are free: a stuck callback holds up no other."""
+        self._ready.append(job)
+        if self._idle:
+            with self._lock:
+                self._work_to_do.notify()
 
     def release(self, box: Mailbox) -> None:
         """Whoever has the claim is through with a turn. On a worker, or on an event loop."""
@@ -117,7 +133,7 @@ class Workers:
     def is_one(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 
-    def _next(self, number: int) -> Mailbox | None:
+    def _next(self, number: int) -> Mailbox | Fanout | None:
         ready = self._ready
         while True:
             try:
@@ -132,10 +148,26 @@ class Workers:
                         self._numbers.discard(number)
                         return None
 
+    def _take_part(self, job: Fanout, end: float) -> None:
+        shared = self._count > 1 and len(job.left) > 1
+        if shared:
+            self.share(job)
+        try:
+            self._fan(job, end)
+        except BaseException as error:  # none of user code's, which is guarded
+            log(CRITICAL, "a worker met what it did not expect", error=error)
+        if job.left and not shared:
+            self._ready.append(job)
+        self._tell()
+
     def _work(self, number: int) -> None:
         try:
-            while (box := self._next(number)) is not None:
+            while (job := self._next(number)) is not None:
                 end = perf_counter() + TURN
+                if isinstance(job, Fanout):
+                    self._take_part(job, end)
+                    continue
+                box = job
                 while True:
                     try:
                         if self._run(box):

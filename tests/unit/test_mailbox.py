@@ -137,7 +137,7 @@ class Driver:
     def drop(self, _: str, count: int) -> None:
         if not self.box.waiting:
             return
-        room, kinds = self.box.room, [type(item) for item in self.box._items]
+        room, kinds = self.box.room, [type(item) for item in self.box.items]
         number = self.box.drop(count, at(self.clock))
         assert self.box.room - room == min(count, len(kinds))
         assert number == len(kinds[:count]) - kinds[:count].count(Telling)
