@@ -20,16 +20,14 @@ import pytest
 
 from conftest import until
 
-RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "web.md"
+from .page import write
 
 
 class Server:
     """The recipe's application under uvicorn, in a process of its own."""
 
     def __init__(self, database: str, folder: Path) -> None:
-        code = re.search(r"^```python\n(.*?)^```$", RECIPE.read_text(), re.MULTILINE | re.DOTALL)
-        assert code is not None
-        (folder / "app.py").write_text(code[1])
+        write("web.md", folder, "app.py")
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
