@@ -35,22 +35,24 @@ class Database:
             ).fetchall()
         ]
 
-    def terminate(self) -> int:
-        """End all sessions but the sender's, and wait until they are gone; how many there were."""
-        pid = self.sender.info.backend_pid
-        others = "from pg_stat_activity where datname = %s and pid <> %s and backend_type = 'client backend'"
-        ended = self.admin.execute(f"select pid, pg_terminate_backend(pid) {others}", [self.name, pid]).fetchall()
+    def terminate(self, application: str = "%") -> int:
+        """End all sessions (of that application) but the sender's, wait until they are gone; how many there were."""
+        ended = self.admin.execute(
+            "select pid, pg_terminate_backend(pid) from pg_stat_activity where datname = %s and pid <> %s"
+            " and application_name like %s and backend_type = 'client backend'",
+            [self.name, self.sender.info.backend_pid, application],
+        ).fetchall()
         pids = [pid for pid, _ in ended]
         gone = "select count(*) from pg_stat_activity where pid = any(%s)"
         until(lambda: self.admin.execute(gone, [pids]).fetchone() == (0,))
         return len(pids)
 
     @contextmanager
-    def unreachable(self) -> Iterator[None]:
-        """All sessions but the sender's are ended, and until the end of the block there is no other."""
+    def unreachable(self, application: str = "%") -> Iterator[None]:
+        """Until the end of the block nobody can connect; the sessions (of that application) are ended."""
         self.admin.execute(f"alter database {self.name} allow_connections false")
         try:
-            while self.terminate():
+            while self.terminate(application):
                 pass
             yield
         finally:
