@@ -11,6 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from conftest import until
+from pgnotifier import Notifier
 
 from .conftest import Database
 from .page import blocks, process, write
@@ -85,7 +86,16 @@ def manage(project: Path, code: str) -> None:
 def test_the_command_hears_of_orders_and_stops(database: Database, project: Path) -> None:
     """Contract 10, 11, 13: orders in transactions, one rolled back, one placed while nobody listens."""
     shipped = "select id from shop_order where shipped order by id"
-    log = project / "log"
+    log, heard = project / "log", list[object]()
+    with Notifier(database.dsn) as notifier:
+        notifier.subscribe("test", "orders", lambda id, channel, payload, pid: heard.append(payload))
+        place_orders(database, project, log, shipped)
+        until(lambda: len(heard) == 2)
+    assert heard == [{"order": 1}, {"order": 3}]
+    assert log.read_text() == "listening\n"
+
+
+def place_orders(database: Database, project: Path, log: Path, shipped: str) -> None:
     with process(project, "-m", "django", "listen", DJANGO_SETTINGS_MODULE="settings", PYTHONPATH=".") as child:
         until(lambda: child.poll() is not None or "listening" in log.read_text(), 20)
         manage(
@@ -103,13 +113,12 @@ def test_the_command_hears_of_orders_and_stops(database: Database, project: Path
         )
         until(lambda: database.execute(shipped) == [(1,), (3,)])
         # The ORM's connection is not kept between callbacks, so it can't be a dead one.
-        until(lambda: len(others(database)) == 1)
+        until(lambda: len(others(database)) == 2)
         with database.unreachable():
             database.execute("insert into shop_order (shipped) values (false)")
         until(lambda: database.execute(shipped) == [(1,), (3,), (4,)])
         child.send_signal(signal.SIGTERM)
         assert child.wait(10) == 0
-    assert log.read_text() == "listening\n"
 
 
 def others(database: Database) -> list[tuple[int]]:
@@ -125,13 +134,14 @@ def test_each_worker_of_a_server_listens(database: Database, project: Path, opti
     (project / "urls.py").write_text(
         PROJECT["urls.py"].replace("path(", "path('pid', pid), path(").replace("urlpatterns", PID + "\n\nurlpatterns")
     )
+    database.execute("insert into shop_order (shipped) values (false)")
     with gunicorn(database, project, "--workers", "2", *options, "wsgi:application") as server:
         assert database.listeners() == []
-        server.of_every_worker("/pid", lambda answer: answer["open"] == 0)
+        server.of_every_worker("/pid", lambda answer: answer["open"] == 1)
         assert len(database.listeners()) == 2
         database.execute("insert into shop_order (shipped) values (false), (false)")
         database.execute("select pg_notify('orders', '')")
-        server.of_every_worker("/pid", lambda answer: answer["open"] == 2)
+        server.of_every_worker("/pid", lambda answer: answer["open"] == 3)
     until(lambda: database.listeners() == [])
 
 

@@ -125,7 +125,8 @@ def test_a_job_is_taken_by_one(queue: Database, monkeypatch: pytest.MonkeyPatch)
     """Rows that another transaction has taken are passed over, and are back when it is rolled back."""
     take = load("queue.md", "worker.py")["TAKE"]
     enqueue(queue, 1, 2)
-    with psycopg.connect(queue.dsn) as first, psycopg.connect(queue.dsn) as second:
+    options = "-c lock_timeout=5s"
+    with psycopg.connect(queue.dsn, options=options) as first, psycopg.connect(queue.dsn, options=options) as second:
         assert [conn.execute(take).fetchone()[1] for conn in (first, second)] == [{"customer": 1}, {"customer": 2}]
         first.rollback()
         assert second.execute(take).fetchone()[1] == {"customer": 1}
