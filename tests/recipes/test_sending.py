@@ -96,6 +96,9 @@ def test_with_the_change_or_not_at_all(database: Database, heard: Heard) -> None
         RECIPE["ship"](database.sender, 2)
     assert heard.payloads() == []
     assert database.execute("select id from orders where shipped") == [(1,)]
+    with psycopg.connect(database.dsn) as conn:
+        RECIPE["ship"](conn, 2)
+        assert heard.payloads() == [{"id": 2, "shipped": True}]  # committed before the connection is closed
     with database.sender.transaction():  # savepoints, and equal pairs
         RECIPE["send_many"](database.sender, "orders", ["kept", "twice", "between", "twice"])
         with database.sender.transaction(force_rollback=True):
