@@ -17,7 +17,7 @@ PAGES = sorted(page.name for page in RECIPES.glob("*.md"))
 def test_every_block_of_code_is_named_and_tested(page: str) -> None:
     """No example that nobody has run (what is for a shell or a browser is text)."""
     text = (RECIPES / page).read_text()
-    assert len(re.findall(r"^```(?:python|sql)$", text, re.MULTILINE)) == len(blocks(page)) > 0
+    assert len(re.findall(r"^```(?:python|sql|plpgsql)$", text, re.MULTILINE)) == len(blocks(page)) > 0
     test = (HERE / f"test_{page.removesuffix('.md')}.py").read_text()
     for name in blocks(page):
         assert f'"{name}"' in test or f'*blocks("{page}")' in test, f"{name} is not tested"
