@@ -15,21 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from conftest import until
 
-RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "web.md"
+from .conftest import Database
+from .page import write
 
 
 class Server:
     """The recipe's application under uvicorn, in a process of its own."""
 
     def __init__(self, database: str, folder: Path) -> None:
-        code = re.search(r"^```python\n(.*?)^```$", RECIPE.read_text(), re.MULTILINE | re.DOTALL)
-        assert code is not None
-        (folder / "app.py").write_text(code[1])
+        write("web.md", folder, "app.py")
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -48,12 +46,12 @@ class Server:
     def text(self) -> str:
         return self.log.read_text()
 
-    def health(self) -> dict[str, Any]:
+    def health(self, status: int = 200) -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("GET", "/health")
             response = connection.getresponse()
-            assert response.status == 200
+            assert response.status == status
             return dict(json.loads(response.read()))
         finally:
             connection.close()
@@ -86,22 +84,22 @@ class Client:
 
 
 @pytest.fixture
-def web(server: str, tmp_path: Path) -> Iterator[Server]:
-    web = Server(server, tmp_path)
+def web(database: Database, tmp_path: Path) -> Iterator[Server]:
+    web = Server(database.dsn, tmp_path)
     yield web
     web.process.kill()
     web.process.wait(10)
 
 
-def test_events_come_and_a_client_that_goes_is_unsubscribed(web: Server, sender: psycopg.Connection[Any]) -> None:
+def test_events_come_and_a_client_that_goes_is_unsubscribed(web: Server, database: Database) -> None:
     """Contract 8, 9, 10: each client is a subscriber, from its `ready` until it goes away."""
     first, second, other = Client(web, "orders"), Client(web, "orders"), Client(web, "customers")
     for client, channel in ((first, "orders"), (second, "orders"), (other, "customers")):
         assert client.next() == ("ready", {"channel": channel})
     assert web.health()["clients"] == 3
     assert web.health()["active"] == ["customers", "orders"]
-    sender.execute("""select pg_notify('orders', '{"id": 42, "note": "line\\none"}')""")
-    sender.execute("select pg_notify('orders', 'text')")
+    database.execute("""select pg_notify('orders', '{"id": 42, "note": "line\\none"}')""")
+    database.execute("select pg_notify('orders', 'text')")
     for client in (first, second):
         assert client.next() == ("notification", {"id": 42, "note": "line\none"})
         assert client.next() == ("notification", "text")
@@ -109,12 +107,25 @@ def test_events_come_and_a_client_that_goes_is_unsubscribed(web: Server, sender:
     other.close()
     until(lambda: web.health()["clients"] == 1)
     assert web.health()["active"] == ["orders"]
-    sender.execute("select pg_notify('orders', '1')")
+    database.execute("select pg_notify('orders', '1')")
     assert second.next() == ("notification", 1)
     assert select.select([second.connection.sock], [], [], 0.05)[0] == []
     second.close()
     until(lambda: web.health()["active"] == [])
     assert "Traceback" not in web.text
+
+
+def test_a_client_is_told_of_a_gap(web: Server, database: Database) -> None:
+    """Contract 10: after the session was killed, before what comes later; /health tells meanwhile."""
+    client = Client(web, "orders")
+    assert client.next() == ("ready", {"channel": "orders"})
+    with database.unreachable():
+        until(lambda: web.health(503)["connected"] is False)
+        database.execute("select pg_notify('orders', '\"missed\"')")
+    assert client.next() == ("gap", {"channel": "orders"})
+    database.execute("select pg_notify('orders', '\"heard\"')")
+    assert client.next() == ("notification", "heard")
+    client.close()
 
 
 def test_what_is_not_offered_is_refused(web: Server) -> None:
@@ -126,12 +137,12 @@ def test_what_is_not_offered_is_refused(web: Server) -> None:
     assert web.health()["clients"] == 0
 
 
-def test_a_client_that_does_not_read_harms_only_itself(web: Server, sender: psycopg.Connection[Any]) -> None:
+def test_a_client_that_does_not_read_harms_only_itself(web: Server, database: Database) -> None:
     """Contract 9: its mailbox is full, the other gets all of it."""
     stuck, other = Client(web, "orders"), Client(web, "orders")
     assert other.next() == ("ready", {"channel": "orders"})
     for part in range(8):
-        sender.execute(
+        database.execute(
             "select pg_notify('orders', format('[%%s, %%s, \"%%s\"]', %s::int, i, repeat('x', 6000)))"
             " from generate_series(0, 499) i",
             (part,),
@@ -148,7 +159,7 @@ def test_a_client_that_does_not_read_harms_only_itself(web: Server, sender: psyc
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_the_server_stops_cleanly(web: Server, signum: signal.Signals, sender: psycopg.Connection[Any]) -> None:
+def test_the_server_stops_cleanly(web: Server, signum: signal.Signals, database: Database) -> None:
     """Contract 11: with streams open; they end, and so does the session."""
     clients = [Client(web, "orders") for _ in range(3)]
     for client in clients:
@@ -162,7 +173,6 @@ def test_the_server_stops_cleanly(web: Server, signum: signal.Signals, sender: p
     assert "Application shutdown complete" in web.text
     for word in ("Traceback", "ERROR", "WARNING", "Warning"):
         assert word not in web.text, web.text
-    row = "select count(*) from pg_stat_activity where application_name = 'pgnotifier' and query like '%%LISTEN%%'"
-    until(lambda: sender.execute(row).fetchone() == (0,))
+    until(lambda: database.listeners() == [])
     for client in clients:
         client.close()

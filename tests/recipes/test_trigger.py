@@ -1,0 +1,172 @@
+"""docs/recipes/trigger.md: contract 4 and 7 with what a trigger sends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import until
+from pgnotifier import Notifier
+
+from .page import blocks, load, process, write
+
+SQL = blocks("trigger.md")
+ROW = "id int primary key, item text, price numeric(10, 2)"
+
+
+class Heard:
+    """What was notified on a channel, up to a mark."""
+
+    def __init__(self, database: Any, notifier: Notifier, channel: str) -> None:
+        self.database, self.channel, self.payloads = database, channel, list[Any]()
+        notifier.subscribe(self, channel, lambda id, channel, payload, pid: self.payloads.append(payload))
+
+    def all(self) -> list[Any]:
+        self.database.execute("select pg_notify(%s, 'mark')", [self.channel])
+        until(lambda: "mark" in self.payloads)
+        payloads, self.payloads = self.payloads, []
+        return payloads[:-1]
+
+
+@pytest.fixture
+def notifier(database: Any) -> Iterator[Notifier]:
+    with Notifier(database.dsn) as notifier:
+        yield notifier
+
+
+@pytest.fixture
+def heard(database: Any, notifier: Notifier) -> Heard:
+    database.execute(f"create table orders ({ROW})")
+    database.execute(SQL["change.sql"])
+    database.execute(SQL["orders.sql"])
+    return Heard(database, notifier, "orders")
+
+
+def test_the_row_with_operation_and_table(database: Any, heard: Heard) -> None:
+    """Contract 7: JSON arrives as a dict; an update that changes nothing is not told."""
+    database.execute("insert into orders values (1, 'tea', 4.10)")
+    database.execute("update orders set item = 'tea'")
+    database.execute("update orders set item = 'Tee'")
+    database.execute("delete from orders")
+    changes = heard.all()
+    assert [change.pop("serial") for change in changes] == [1, 2, 3]
+    assert changes == [
+        {"op": op, "table": "orders", "key": {"id": 1}, "row": {"id": 1, "item": item, "price": 4.1}}
+        for op, item in (("INSERT", "tea"), ("UPDATE", "Tee"), ("DELETE", "Tee"))
+    ]
+
+
+def test_the_key_only_where_the_message_is_too_long_in_bytes(
+    database: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contract 12: 7,999 bytes go; one more is left out, and the row is read again."""
+    database.execute("insert into orders values (1, '', 0.25)")
+    fits = 7999 - len(json.dumps(heard.all()[0]))  # which has the same separators as jsonb
+    monkeypatch.setenv("DATABASE_URL", database.dsn)
+    row_after = load("trigger.md", "orders.py")["row_after"]
+    for text, sent in (("x" * fits, True), ("x" * (fits + 1), False), ("é" * (fits // 2 + 1), False)):
+        database.execute("update orders set item = %s", [text])
+        [change] = heard.all()
+        assert change["key"] == {"id": 1}
+        assert ("row" in change) is sent
+        assert row_after(change) == {"id": 1, "item": text, "price": 0.25}
+    database.execute("delete from orders")
+    assert row_after(change) is None  # gone since
+    [change] = heard.all()
+    assert "row" not in change
+    assert row_after(change) is None
+
+
+def test_equal_messages_are_not_folded_and_the_order_is_that_of_the_commits(database: Any, heard: Heard) -> None:
+    """Contract 4: B, A and B again in one transaction end with B; what is rolled back is not told."""
+    database.execute("insert into orders values (1, 'A', 0)")
+    heard.all()
+    with database.sender.transaction(force_rollback=True):
+        database.execute("update orders set item = 'never'")
+    with database.sender.transaction():
+        for item in ("B", "A", "B"):
+            database.execute("update orders set item = %s", [item])
+    assert [change["row"]["item"] for change in heard.all()] == ["B", "A", "B"]
+
+
+def test_decimals_and_columns_that_cannot_be_compared(database: Any, heard: Heard) -> None:
+    """The pitfalls' remedies."""
+    exact = list[Any]()
+    with Notifier(database.dsn, decode=partial(json.loads, parse_float=Decimal)) as notifier:
+        notifier.subscribe("exact", "orders", lambda id, channel, payload, pid: exact.append(payload["row"]["price"]))
+        database.execute("insert into orders values (1, 'tea', 0.10)")
+        until(lambda: exact)
+    assert exact == [Decimal("0.10")]
+    assert isinstance(exact[0], Decimal)
+    heard.all()
+    database.execute("alter table orders add extra json")
+    with pytest.raises(Exception, match="could not identify an equality operator"):
+        database.execute("update orders set price = price")
+    database.execute("drop trigger orders_updated on orders")
+    database.execute(SQL["orders.sql"].split(";")[1].replace("old.* is distinct from new.*", "old.* *<> new.*"))
+    database.execute("update orders set price = price")
+    database.execute("""update orders set extra = '{"a": 1}'""")
+    assert [change["row"]["extra"] for change in heard.all()] == [{"a": 1}]
+
+
+def test_one_notification_for_each_statement(database: Any, notifier: Notifier) -> None:
+    """The triggers for bulk changes: nothing for no row, one for many; faster than a call for each."""
+    database.execute(f"create table readings ({ROW})")
+    database.execute(SQL["bulk.sql"])
+    heard = Heard(database, notifier, "readings")
+    database.execute("insert into readings select i, 'tea', 0 from generate_series(1, 500) i")
+    database.execute("update readings set price = 1 where id <= 10")
+    database.execute("update readings set price = 1 where id < 0")
+    database.execute("delete from readings where id <= 5")
+    database.execute("truncate readings")
+    assert heard.all() == [
+        {"op": op, "table": "readings", "rows": rows}
+        for op, rows in (("INSERT", 500), ("UPDATE", 10), ("DELETE", 5), ("TRUNCATE", None))
+    ]
+
+
+def test_a_row_trigger_costs_more(database: Any, heard: Heard) -> None:
+    """Why there are statement triggers: the same rows, both ways, side by side."""
+    database.execute(f"create table readings ({ROW})")
+    database.execute(SQL["bulk.sql"])
+    took: dict[str, list[float]] = {"orders": [], "readings": []}
+    for part in range(3):
+        for table, times in took.items():
+            began = time.perf_counter()
+            database.execute(
+                f"insert into {table} select i, 'tea', 0 from generate_series(%s::int, %s::int) i",
+                [part * 5000, part * 5000 + 4999],
+            )
+            times.append(time.perf_counter() - began)
+    ratio = min(took["orders"]) / min(took["readings"])
+    print(f"a row trigger took {ratio:.1f} times as long")
+    assert ratio > 1.5
+    assert len(heard.all()) == 15000
+
+
+def test_the_script(database: Any, heard: Heard, tmp_path: Path) -> None:
+    """As it is pasted and run."""
+    write("trigger.md", tmp_path, "orders.py")
+    log = tmp_path / "log"
+    with process(tmp_path, "orders.py", DATABASE_URL=database.dsn) as child:
+        until(lambda: child.poll() is not None or len(database.listeners()) == 2)
+        number = 0
+
+        def told() -> bool:
+            nonlocal number
+            number += 1
+            database.execute("insert into orders values (%s, 'tea', 1)", [number])
+            return "INSERT orders {'id': " in log.read_text()
+
+        until(told)
+        child.terminate()
+        child.wait(10)
+    assert "{'id': " in log.read_text()
+    assert "Traceback" not in log.read_text()
