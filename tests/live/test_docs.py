@@ -1,4 +1,9 @@
-"""The documentation's examples, run as they stand there."""
+"""The documentation's examples, run as they stand there, and its links.
+
+Every fence of every page is of a language that is known here, and what can be run is run: Python and SQL piece by piece
+from top to bottom in one namespace for a page, with a database of its own in the place of `postgresql://localhost/app`;
+commands as far as they end by themselves. What the tests add to a page is described in `pages.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +20,88 @@ import psycopg
 import pytest
 
 from conftest import until
+from pages import PAGES, ROOT, Page, Piece, name, pieces, prose
 
-ROOT = Path(__file__).parents[2]
+OWN = {("README.md", "example"), ("docs/reliability.md", "cache")}  # tests below
+IN_CI = {("README.md", "demo"), ("README.md", "test")}  # .ci/run runs them
+RUN = {"python", "pycon", "sql", "sh", "json", "ini"}
+FOR_READING = {"text", "js", "html"}
+TESTS = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+
+
+def elsewhere(piece: Piece) -> bool:
+    """Whether another test runs the piece. One of a recipe names the page, and need not be named there."""
+    place = (name(piece.page), piece.mark)
+    if place in OWN | IN_CI:
+        return True
+    if piece.mark.startswith("run by "):
+        path = ROOT / piece.mark.removeprefix("run by ")
+        assert path.is_file(), f"{piece.place}: there is no {path}"
+        assert piece.page.name in path.read_text(), f"{piece.place}: {path} does not name the page"
+        return True
+    assert piece.mark in ("", "alone"), f"{piece.place}: nothing is known of the mark {piece.mark!r}"
+    if piece.page.parent.name == "recipes" and piece.language in ("python", "sql") and not piece.hidden:
+        assert any(piece.page.name in test.read_text() for test in TESTS), f"{piece.place}: no test names the recipe"
+        return True
+    return False
+
+
+@pytest.fixture
+def database(server: str) -> Iterator[str]:
+    """The URI of a database of this test's own."""
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute("create database docs")
+        yield server.replace("/postgres?", "/docs?")
+        conn.execute("drop database docs with (force)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_a_page_shows_runs(page: Path, database: str) -> None:
+    runner = Page(database)
+    try:
+        for piece in pieces(page):
+            assert piece.language in RUN | FOR_READING, f"{piece.place}: a fence of an unknown language"
+            if piece.language in RUN and not elsewhere(piece):
+                try:
+                    runner.run(piece)
+                except Exception as error:
+                    raise AssertionError(f"{piece.place} does not run: {error}") from error
+    finally:
+        runner.end()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_fence_is_among_the_pieces(page: Path) -> None:
+    """None hides in a list or a quotation, where it would not be run."""
+    fences = re.findall(r"^[ >\-*]*`{3,}", page.read_text(), re.MULTILINE)
+    sphinx = re.findall(r"^<!-- sphinx\n.*?-->", page.read_text(), re.DOTALL | re.MULTILINE)
+    there = [piece for piece in pieces(page) if not piece.hidden]
+    assert len(fences) - "".join(sphinx).count("```") == 2 * len(there)
+
+
+def anchor(heading: str) -> str:
+    """As GitHub and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", prose(page)):
+        link = "".join(target)
+        if re.match(r"https?://", link):
+            continue
+        path, _, part = link.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{name(page)}: {link} leads nowhere"
+        if part:
+            headings = re.findall(r"^#+ (.*)$", prose(there), re.MULTILINE)
+            assert part in map(anchor, headings), f"{name(page)}: {link} has no such heading"
 
 
 def block(path: str, mark: str) -> str:
     """The code after `<!-- mark -->`."""
-    found = re.search(rf"<!-- {mark} -->\n```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
-    assert found is not None, f"{path} has no {mark} example"
-    return found[1]
+    (found,) = (piece for piece in pieces(ROOT / path) if piece.mark == mark)
+    return found.code
 
 
 def test_the_readme_example(server: str) -> None:
