@@ -26,19 +26,20 @@ from dataclasses import dataclass
 from importlib.metadata import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from conftest import until
-from pgnotifier import Notifier, cli
+from pgnotifier import cli, lifecycle
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)])
 
 DSN = "postgresql://localhost/app"  # what the pages call the reader's database
-OTHER_COMMANDS = {"createdb", "curl", "gunicorn", "jq", "psql", "python", "sphinx-build", "uvicorn"}
+OTHER_COMMANDS = {"createdb", "curl", "echo", "gunicorn", "jq", "psql", "python", "sphinx-build", "uvicorn"}
 
 _PIECE = re.compile(
     r"^<!-- run\n(?P<hidden>.*?)^-->$"
@@ -95,7 +96,10 @@ class Page:
     def __init__(self, database: str) -> None:
         self.database = database
         self.stand_ins = {DSN: database}
-        self.names: dict[str, Any] = {"__name__": "page", "dsn": database, "until": until, "stand_ins": self.stand_ins}
+        self.module = sys.modules["page"] = ModuleType("page")  # dataclasses look for it
+        self.names: dict[str, Any] = self.module.__dict__
+        self.names.update(dsn=database, until=until, stand_ins=self.stand_ins)
+        self.environ = dict(os.environ)
 
     def run(self, piece: Piece) -> None:
         code = piece.code
@@ -124,14 +128,18 @@ class Page:
             configparser.ConfigParser().read_string(code)
 
     def alone(self, code: str) -> None:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+        # Forking beside threads is what one page is about; Python 3.12 begins to warn of it.
+        program = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
 
     def end(self) -> None:
-        for value in list(self.names.values()):
-            if isinstance(value, Notifier):
-                value.stop()
+        for notifier in list(lifecycle._alive):
+            notifier.stop()
+        del sys.modules["page"]
+        os.environ.clear()
+        os.environ.update(self.environ)
 
 
 def command(line: str, database: str) -> None:

@@ -22,7 +22,7 @@ import pytest
 from conftest import until
 from pages import PAGES, ROOT, Page, Piece, name, pieces, prose
 
-OWN = {("README.md", "example"), ("docs/reliability.md", "cache")}  # tests below
+OWN = {("README.md", "example"), ("docs/reliability.md", "cache"), ("docs/guide/lifecycle.md", "service")}  # tests below
 IN_CI = {("README.md", "demo"), ("README.md", "test")}  # .ci/run runs them
 RUN = {"python", "pycon", "sql", "sh", "json", "ini"}
 FOR_READING = {"text", "js", "html"}
@@ -30,19 +30,23 @@ TESTS = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__
 
 
 def elsewhere(piece: Piece) -> bool:
-    """Whether another test runs the piece. One of a recipe names the page, and need not be named there."""
-    place = (name(piece.page), piece.mark)
-    if place in OWN | IN_CI:
+    """Whether another test runs the piece."""
+    if (name(piece.page), piece.mark) in OWN | IN_CI:
         return True
     if piece.mark.startswith("run by "):
         path = ROOT / piece.mark.removeprefix("run by ")
         assert path.is_file(), f"{piece.place}: there is no {path}"
         assert piece.page.name in path.read_text(), f"{piece.place}: {path} does not name the page"
         return True
-    assert piece.mark in ("", "alone"), f"{piece.place}: nothing is known of the mark {piece.mark!r}"
     if piece.page.parent.name == "recipes" and piece.language in ("python", "sql") and not piece.hidden:
-        assert any(piece.page.name in test.read_text() for test in TESTS), f"{piece.place}: no test names the recipe"
+        # The test of a recipe names the page, and each of its blocks by their marks, where there is more than one.
+        tests = [text for test in TESTS if f'"{piece.page.name}"' in (text := test.read_text())]
+        assert tests, f"{piece.place}: no test names the recipe"
+        alone = sum(other.language == piece.language for other in pieces(piece.page)) == 1
+        known = any(f'"{piece.mark}"' in text for text in tests) if piece.mark else alone
+        assert known, f"{piece.place}: no test of the recipe names that block ({piece.mark!r})"
         return True
+    assert piece.mark in ("", "alone"), f"{piece.place}: nothing is known of the mark {piece.mark!r}"
     return False
 
 
@@ -149,3 +153,20 @@ def test_the_cache_example(server: str, sender: psycopg.Connection[Any], monkeyp
             names["n"].stop()
         thread.join(10)
         sender.execute("drop table prices")
+
+
+def test_the_service_example(server: str) -> None:
+    """Contract 11: a service that ends on SIGTERM, having delivered what had come."""
+    text = block("docs/guide/lifecycle.md", "service").replace("postgresql://localhost/app", server)
+    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with psycopg.connect(server) as conn:
+            conn.execute("select pg_notify('orders', '42')")
+        assert process.stdout.readline() == "42\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=10) == ("", "")
+        assert process.returncode == 0
+    finally:
+        process.kill()
