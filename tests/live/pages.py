@@ -147,7 +147,12 @@ def command(line: str, database: str) -> None:
     words = shlex.split(line, comments=True)
     if not {"|", "&&", ">"}.intersection(words) and words[:1] == ["pgnotifier"] and ends_by_itself(words[1:]):
         done = subprocess.run(
-            [sys.executable, "-m", "pgnotifier", *(re.sub(r"^postgresql://.*", database, word) for word in words[1:])],
+            [
+                sys.executable,
+                "-m",
+                "pgnotifier",
+                *(re.sub(r"^postgresql://.*", database, word) for word in words[1:]),
+            ],
             env={**os.environ, **environment(database)},
             capture_output=True,
             text=True,
