@@ -34,6 +34,7 @@ suppress_warnings = ["toc.not_readable"] if missing else []
 myst_heading_anchors = 3
 default_role = "code"  # the docstrings' `backticks`
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
@@ -42,6 +43,7 @@ html_theme = "furo"
 html_title = f"pgnotifier {release}"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 

@@ -1,8 +1,8 @@
 """The documentation's examples, run as they stand there, and its links.
 
 Every fence of every page is of a language that is known here, and what can be run is run: Python and SQL from top to
-bottom in one namespace for a page, with a database of its own in the place of `postgresql://localhost/app`; commands as
-far as they end by themselves. What the tests add to a page is described in `pages.py`.
+bottom in one namespace for a page, with a database of its own in the place of `postgresql://localhost/app`; commands
+as far as they end by themselves. What the tests add to a page is described in `pages.py`.
 """
 
 from __future__ import annotations
