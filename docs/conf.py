@@ -1,12 +1,15 @@
 """How the documentation is built: `sphinx-build -W --keep-going -b html docs docs/_build/html`.
 
 The pages read well on GitHub too. What is for the built pages alone (tables of contents, the API) stands in
-comments that begin with `<!-- sphinx`; other comments are the tests' (see tests/live/test_docs.py).
+comments that begin with `<!-- sphinx`, or `<!-- sphinx MODULE` where it needs that module; other comments are the tests' (see tests/live/test_docs.py).
 """
 
 import re
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
+
+from pygments.lexers import PostgresLexer
 
 HERE = Path(__file__).parent
 
@@ -52,13 +55,15 @@ def _comments(app, name, source):
     """Unwrap what is for Sphinx, and drop the other comments; lines keep their numbers."""
 
     def replaced(found):
-        text = found[0]
-        if text.startswith("<!-- sphinx\n"):
-            return "\n" + text.removeprefix("<!-- sphinx\n").removesuffix("-->")
-        return "\n" * text.count("\n")
+        mark, _, text = found[0].removesuffix("-->").partition("\n")
+        needs = mark.removeprefix("<!-- sphinx").strip()  # a module, for pages that tell of it
+        if mark.startswith("<!-- sphinx") and (not needs or find_spec(needs)):
+            return "\n" + text
+        return "\n" * found[0].count("\n")
 
     source[0] = re.sub(r"^<!--.*?-->", replaced, source[0], flags=re.DOTALL | re.MULTILINE)
 
 
 def setup(app):
+    app.add_lexer("sql", PostgresLexer)  # the plain one does not know $$
     app.connect("source-read", _comments)

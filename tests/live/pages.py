@@ -70,7 +70,7 @@ def name(page: Path) -> str:
 def pieces(page: Path) -> list[Piece]:
     """All of a page, in order. What is for Sphinx alone (`<!-- sphinx`) is none of them."""
     text = page.read_text()
-    text = re.sub(r"^<!-- sphinx\n.*?-->", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^<!-- sphinx[^\n]*\n.*?-->", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
     found = []
     for match in _PIECE.finditer(text):
         hidden = match["hidden"] is not None

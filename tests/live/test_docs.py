@@ -24,6 +24,7 @@ from pages import PAGES, ROOT, Page, Piece, name, pieces, prose
 
 OWN = {("README.md", "example"), ("docs/reliability.md", "cache"), ("docs/guide/lifecycle.md", "service")}
 OWN.add(("docs/index.md", "first"))  # tests below
+WITH_TESTS = {"docs/testing.md": "tests/testing/test_page.py"}  # pages whose own tests see that all Python is run
 IN_CI = {("README.md", "demo"), ("README.md", "test")}  # .ci/run runs them
 RUN = {"python", "pycon", "sql", "sh", "json", "ini"}
 COMING = {"trigger.md", "cache.md", "queue.md", "django.md", "flask.md", "asyncio.md", "sending.md", "testing.md"}
@@ -42,11 +43,17 @@ def elsewhere(piece: Piece) -> bool:
         return True
     if piece.page.parent.name == "recipes" and piece.language in ("python", "sql") and not piece.hidden:
         # The test of a recipe names the page, and each of its blocks by their marks, where there is more than one.
-        tests = [text for test in TESTS if f'"{piece.page.name}"' in (text := test.read_text())]
+        quoted = f'"{piece.page.name}"'
+        tests = [text for test in TESTS if quoted in (text := test.read_text())]
         assert tests, f"{piece.place}: no test names the recipe"
         alone = sum(other.language == piece.language for other in pieces(piece.page)) == 1
-        known = any(f'"{piece.mark}"' in text for text in tests) if piece.mark else alone
+        words = (f'"{piece.mark}"', f"*blocks({quoted})") if piece.mark else ()
+        known = alone or any(word in text for text in tests for word in words)
         assert known, f"{piece.place}: no test of the recipe names that block ({piece.mark!r})"
+        return True
+    if name(piece.page) in WITH_TESTS and piece.language == "python":
+        path = ROOT / WITH_TESTS[name(piece.page)]
+        assert f'"{piece.page.name}"' in path.read_text(), f"{piece.place}: {path} does not name the page"
         return True
     assert piece.mark in ("", "alone"), f"{piece.place}: nothing is known of the mark {piece.mark!r}"
     return False
@@ -80,7 +87,7 @@ def test_what_a_page_shows_runs(page: Path, database: str) -> None:
 def test_every_fence_is_among_the_pieces(page: Path) -> None:
     """None hides in a list or a quotation, where it would not be run."""
     fences = re.findall(r"^[ >\-*]*`{3,}", page.read_text(), re.MULTILINE)
-    sphinx = re.findall(r"^<!-- sphinx\n.*?-->", page.read_text(), re.DOTALL | re.MULTILINE)
+    sphinx = re.findall(r"^<!-- sphinx[^\n]*\n.*?-->", page.read_text(), re.DOTALL | re.MULTILINE)
     there = [piece for piece in pieces(page) if not piece.hidden]
     assert len(fences) - "".join(sphinx).count("```") == 2 * len(there)
 
