@@ -1,7 +1,8 @@
 """How the documentation is built: `sphinx-build -W --keep-going -b html docs docs/_build/html`.
 
-The pages read well on GitHub too. What is for the built pages alone (tables of contents, the API) stands in
-comments that begin with `<!-- sphinx`, or `<!-- sphinx MODULE` where it needs that module; other comments are the tests' (see tests/live/test_docs.py).
+The pages read well on GitHub too. What is for the built pages alone (tables of contents, the API) stands in comments
+that begin with `<!-- sphinx`, or `<!-- sphinx MODULE` where it needs that module; other comments are the tests', see
+tests/live/pages.py.
 """
 
 import re

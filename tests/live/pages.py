@@ -40,6 +40,7 @@ PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") i
 DSN = "postgresql://localhost/app"  # what the pages call the reader's database
 OTHER_COMMANDS = {"createdb", "curl", "echo", "gunicorn", "jq", "psql", "python", "sphinx-build", "uvicorn"}
 
+_SPHINX = re.compile(r"^<!-- sphinx[^\n]*\n.*?-->", re.DOTALL | re.MULTILINE)
 _PIECE = re.compile(
     r"^<!-- run\n(?P<hidden>.*?)^-->$"
     r"|^(?:<!-- (?P<mark>[^\n]*) -->\n+)?^(?P<fence>`{3,})(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=fence)$",
@@ -69,8 +70,7 @@ def name(page: Path) -> str:
 
 def pieces(page: Path) -> list[Piece]:
     """All of a page, in order. What is for Sphinx alone (`<!-- sphinx`) is none of them."""
-    text = page.read_text()
-    text = re.sub(r"^<!-- sphinx[^\n]*\n.*?-->", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
+    text = _SPHINX.sub(lambda found: "\n" * found[0].count("\n"), page.read_text())
     found = []
     for match in _PIECE.finditer(text):
         hidden = match["hidden"] is not None
@@ -79,6 +79,11 @@ def pieces(page: Path) -> list[Piece]:
         language = "python" if hidden else match["language"].strip()
         found.append(Piece(page, line, language, match[group], match["mark"] or "", hidden))
     return found
+
+
+def fences(page: Path) -> int:
+    """How many lines look like the beginning or the end of a fence, wherever they stand."""
+    return len(re.findall(r"^[ >\-*]*`{3,}", _SPHINX.sub("", page.read_text()), re.MULTILINE))
 
 
 def prose(page: Path) -> str:
