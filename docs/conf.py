@@ -25,7 +25,7 @@ nitpick_ignore_regex = [
     # Other projects' names: their inventories would need a network to build.
     (r"py:.*", r"(psycopg|asyncio|collections|concurrent|datetime|typing|pyrsistent|contextlib)\..*"),
     # Type variables and the private halves of public types.
-    (r"py:class", r"(pgnotifier\.maps\.)?[KV]|PMap|Future|Source|Reason|_KeyError|.*\._KeyError"),
+    (r"py:class", r"(pgnotifier\.maps\.)?[KV]|PMap|Future|Source|Reason"),
 ]
 
 # Pages that are linked to, and not written yet; each line is without effect when its page is there.
@@ -65,6 +65,12 @@ def _comments(app, name, source):
     source[0] = re.sub(r"^<!--.*?-->", replaced, source[0], flags=re.DOTALL | re.MULTILINE)
 
 
+def _bases(app, name, obj, options, bases):
+    """A private base says nothing to readers: show what it stands for."""
+    bases[:] = [shown for base in bases for shown in (base.__bases__ if base.__name__ == "_KeyError" else (base,))]
+
+
 def setup(app):
+    app.connect("autodoc-process-bases", _bases)
     app.add_lexer("sql", PostgresLexer)  # the plain one does not know $$
     app.connect("source-read", _comments)

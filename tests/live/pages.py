@@ -112,7 +112,7 @@ class Page:
         if piece.mark == "alone":
             self.alone(code)
         elif piece.language == "python":
-            exec(compile("\n" * piece.line + code, piece.page, "exec"), self.names)
+            exec(compile("\n" * piece.line + code, piece.page, "exec", dont_inherit=True), self.names)
         elif piece.language == "pycon":
             test = doctest.DocTestParser().get_doctest(code, self.names, piece.place, str(piece.page), piece.line)
             said = io.StringIO()
