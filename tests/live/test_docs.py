@@ -128,6 +128,7 @@ def test_the_readme_example(server: str) -> None:
         rest, _ = process.communicate(timeout=10)
     finally:
         process.kill()
+        process.communicate()
     assert lines == [
         "read all orders: listening has begun\n",
         "billing heard on orders: {'id': 42, 'op': 'INSERT'}\n",
@@ -189,3 +190,4 @@ def test_a_program_that_waits(server: str, page: str, mark: str, ready: str, hea
             assert (errors, process.returncode) == ("", 0)
     finally:
         process.kill()
+        process.communicate()
