@@ -14,7 +14,7 @@ class NotifierError(Exception):
 
 
 class InvalidChannel(NotifierError, ValueError):
-    """A channel name that PostgreSQL cannot hold as given; nothing was changed."""
+    """A channel name that is empty, over 63 bytes in UTF-8, or holds NUL or a lone surrogate; nothing was changed."""
 
 
 class _KeyError(NotifierError, KeyError):
@@ -34,4 +34,7 @@ class PayloadTooLong(NotifierError, ValueError):
 
 
 class CannotListen(NotifierError, psycopg.OperationalError):
-    """The session cannot hold a LISTEN: a standby, or a pooler in transaction mode."""
+    """The session cannot hold a LISTEN: a standby, or a pooler in transaction mode. The text says what to do.
+
+    Raised by construction and `start()`, which leave nothing behind; later it counts as a lost connection.
+    """

@@ -15,10 +15,12 @@ GRAVEST_FIRST: tuple[Reason, ...] = ("connection", "stopped", "muted", "overflow
 class Gap:
     """What `on_listen` is told of a stretch of time in which notifications may have been missed.
 
-    `channel`: its name. `reason`: `"connection"` (it was lost), `"stopped"`, `"muted"` or `"overflow"` (the
-    subscriber was too slow). `since`, `until`: aware UTC datetimes; all before `since` was heard, and all after
-    `until` is. `dropped`: how many were thrown away, or None where that can't be known. `error`: what ended the
-    connection, or None.
+    - `channel`: its name.
+    - `reason`: `"connection"` (it was lost), `"stopped"`, `"muted"` or `"overflow"` (the subscriber was too slow); of
+      causes that overlap, the first of these.
+    - `since`, `until`: aware UTC datetimes; all before `since` was heard, and all after `until` is.
+    - `dropped`: how many were thrown away, or None where that can't be known.
+    - `error`: what ended the connection, or None.
     """
 
     channel: str

@@ -39,15 +39,21 @@ Channels = str | Iterable[str]
 class Notifier:
     """Calls subscribers back, by id, for notifications on PostgreSQL channels.
 
-    `dbconf`: a mapping of `psycopg.connect` arguments, a conninfo string or URI, or a callable that returns
-    either, asked before every connection; empty means libpq's environment. `decode`: `str -> object`, run on a
-    worker. `workers`: how many threads run callbacks. `max_pending`: how many notifications may wait for one
-    subscriber id. `heartbeat`: seconds after which a silent session is checked, and has to answer; None: never.
-    `retry_delay`: the least and the most seconds between two attempts to reconnect. `daemon=False`: the
-    interpreter waits at its end until `stop()` or Ctrl-C.
+    - `dbconf`: a conninfo string or URI, a mapping of `psycopg.connect` arguments, or a callable that returns
+      either, asked before every connection; empty means libpq's environment.
+    - `decode`: `str -> object`, called on a worker, once for each notification.
+    - `workers`: how many threads run callbacks. `max_pending`: how many notifications may wait for one id.
+    - `heartbeat`: seconds after which a session is asked whether it still listens, and has to answer; None: never.
+    - `retry_delay`: the least and the most seconds between two attempts to reconnect.
+    - `daemon=False`: the interpreter waits at its end until `stop()` or Ctrl-C.
 
-    Construction connects and listens; it raises `psycopg.OperationalError` when it can't, and leaves nothing
-    behind. Every method may be called from any thread, and from inside a callback.
+    Construction connects and listens; it raises `psycopg.OperationalError` when it can't (`CannotListen` on a standby
+    or behind a pooler in transaction mode), and leaves nothing behind. `with Notifier(...) as n:` ends it.
+
+    Every method may be called from any thread, and from inside a callback. `channels` is one name or an iterable of
+    names. Each checks its arguments before anything is touched: `TypeError`, and `InvalidChannel` for a name that
+    PostgreSQL cannot hold as given. `autorun=False` leaves the set that is listened to as it is until `start()` or
+    the next change; who is called follows at once.
     """
 
     SYSCHAN = registry.SYSCHAN
@@ -107,13 +113,16 @@ class Notifier:
     ) -> None:
         """Have `fn(id, channel, payload, pid)` called for notifications on `channel`, one at a time for each id.
 
-        A plain function runs on a worker, an `async def` on `loop` or the event loop that is running here. Again
-        for the same pair: replaces it and keeps the mute state. When this returns, a NOTIFY that commits later is
-        delivered. `on_listen(id, channel, gap)` is called in the same stream: with None when listening is in effect
-        for the first time (read your state then), with a `Gap` after each stretch in which notifications may have
-        been missed. `deliver="latest"`: a newer notification takes the place of one that still waits.
+        When this returns, a NOTIFY that commits later is delivered; while the connection is down it returns at
+        once, and takes effect with the next. Again for the same pair: replaces `fn` and keeps the mute state.
 
-        Raises `psycopg.Error` where the server refuses the name, and changes nothing then.
+        - `fn`: a plain function runs on a worker, an `async def` on `loop` or the event loop that is running here.
+        - `on_listen(id, channel, gap)` is called in the same stream: with None when listening is in effect for the
+          first time (read your state then), with a `Gap` after each stretch in which some may have been missed.
+        - `deliver="latest"`: a newer notification takes the place of one that still waits for that id and channel.
+
+        Raises `TypeError` for an `async def` without an event loop, and `psycopg.Error` where the server refuses the
+        name; nothing has changed then.
         """
         check_id(id)
         name = check_channel(channel)
