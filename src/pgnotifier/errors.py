@@ -18,7 +18,8 @@ class InvalidChannel(NotifierError, ValueError):
 
 
 class _KeyError(NotifierError, KeyError):
-    __str__ = Exception.__str__  # KeyError would show the repr of the text
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError would show the repr of the text
 
 
 class UnknownChannel(_KeyError):

@@ -12,7 +12,8 @@ import psycopg
 
 from .errors import PayloadTooLong
 from .payload import encode
-from .wire import Breaker, PortableSelector, Source, answer, connect
+from .types import DbConf
+from .wire import Breaker, PortableSelector, answer, connect
 
 MAX_PAYLOAD_BYTES = 7999
 END_TIME = 0.5  # seconds for a send in another thread to end when all is closed
@@ -28,7 +29,7 @@ class Sender:
     _turn: threading.Condition
     _busy: bool
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: DbConf) -> None:
         self._source = source
         self._conn: psycopg.Connection[Any] | None = None
         self._fresh()
