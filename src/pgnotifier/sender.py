@@ -45,7 +45,8 @@ class Sender:
             raise ValueError(f"a payload must not hold a lone surrogate: {text!r:.100}") from None
         if len(data) > MAX_PAYLOAD_BYTES:
             raise PayloadTooLong(
-                f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}: {text!r:.100}"
+                f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}; send a key by which "
+                f"subscribers read the rest: {text!r:.100}"
             )
         deadline = monotonic() + SEND_TIMEOUT
         breaker = self._take_turn(deadline)

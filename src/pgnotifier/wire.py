@@ -108,10 +108,13 @@ def _parameters(source: DbConf) -> dict[str, Any]:
         raise TypeError(f"dbconf must be a str, a mapping or a callable that returns one, not {type(conf).__name__}")
     try:
         params = dict(conninfo_to_dict(text, **extra))
+        make_conninfo("", **params)
     except psycopg.ProgrammingError as error:
-        # libpq quotes the part that it could not read, and that may be a piece of a password.
-        shown = re.sub(r'".*"', '"..."', str(error), flags=re.DOTALL) if text else str(error)
-        raise psycopg.ProgrammingError(f"dbconf: {shown.strip()}") from None
+        shown = str(error).strip()
+        if text:  # libpq quotes the part that it could not read, and that may be a piece of a password
+            shown = re.sub(r'".*"', '"..."', shown.replace('"="', "=", 1), flags=re.DOTALL)
+            shown += "; wanted is a URI (postgresql://user@host/database) or pairs (host=... dbname=...)"
+        raise psycopg.ProgrammingError(f"dbconf: {shown}") from None
     params["client_encoding"] = "UTF8"
     params.setdefault("fallback_application_name", "pgnotifier")
     return params
