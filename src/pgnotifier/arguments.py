@@ -10,7 +10,8 @@ from types import FunctionType
 from typing import Any
 
 from .errors import InvalidChannel
-from .registry import Callback, OnListen, Subscription
+from .registry import Subscription
+from .types import Callback, OnListen
 
 MAX_CHANNEL_BYTES = 63
 

@@ -9,8 +9,10 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -86,12 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     dsn = ""
     try:
         try:
-            args = _parser().parse_args(argv)
+            args = _arguments(argv)
             dsn = args.dsn or ""
             for name in ("pgnotifier", "psycopg"):  # the commands show what the log would say
                 logging.getLogger(name).addHandler(logging.NullHandler())
             run: Run = args.run
-            return run(args)
+            with _signals_end_it_well():
+                return run(args)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -108,6 +111,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(advice.line(error, dsn))
     except (advice.CommandFailed, demo.DemoFailed) as error:
         return _failed(str(error))
+
+
+@contextlib.contextmanager
+def _signals_end_it_well() -> Iterator[None]:
+    """Have other signals end the block as Ctrl-C does, so that the terminal gets its cursor back."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    mine = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if mine and hasattr(signal, name)]
+    changed = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # else under nohup
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _listen(args: argparse.Namespace) -> int:
@@ -131,6 +153,14 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    args, rest = _parser().parse_known_args(argv)
+    if rest:
+        hint = "" if rest[0].startswith("-") else " (quote what holds spaces)"
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _make(_Parser, prog="pgnotifier", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"pgnotifier {version('pgnotifier')}")
@@ -139,20 +169,20 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Run, text: str, epilog: str) -> argparse.ArgumentParser:
         description = f"{text[0].upper()}{text[1:]}."
         made = _make(subparsers.add_parser, name, help=text, description=description, epilog=epilog)
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, parser=made)
         made.add_argument(
             "-d", "--dsn", type=_dsn, default="", help="a URI or key=value pairs; else libpq's environment"
         )
         return made
 
     listen = command("listen", _listen, "write a line for every notification", LISTEN)
-    listen.add_argument("channel", metavar="CHANNEL", nargs="+", type=_channel)
+    listen.add_argument("channel", metavar="CHANNEL", nargs="+", type=_channel, help="its name, case and all")
     listen.add_argument("--json", action="store_true", help="one JSON object a line")
     listen.add_argument("-n", "--count", type=_count, metavar="N", help="end after N notifications")
     listen.add_argument("-q", "--quiet", action="store_true", help="don't say that listening has begun")
 
     notify = command("notify", _notify, "send a notification, or one for every line of standard input", NOTIFY)
-    notify.add_argument("channel", metavar="CHANNEL", type=_channel)
+    notify.add_argument("channel", metavar="CHANNEL", type=_channel, help="its name, case and all")
     notify.add_argument("payload", metavar="PAYLOAD", nargs="?", default="", type=_payload, help='"-": read stdin')
 
     check = command("doctor", _doctor, "check a database for all that keeps LISTEN from working", DOCTOR)

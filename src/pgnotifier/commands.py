@@ -6,6 +6,7 @@ once: a closed pipe and Ctrl-C are met there, and a terminal is drawn once for m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -108,7 +109,9 @@ def listen(
     def progress() -> str:
         return f"listening to {_listed(names)}: {received:,} received"
 
-    with notifier(dsn, decode=lambda text: (text, decode(text))) as n:
+    with contextlib.ExitStack() as stack:
+        with terminal.waiting(_connecting):
+            n = stack.enter_context(notifier(dsn, decode=lambda text: (text, decode(text))))
         try:
             for name in names:
                 n.subscribe("listen", name, heard, False, on_listen=listening)
@@ -159,7 +162,8 @@ def notify(dsn: str, channel: str, payload: str, terminal: Terminal) -> None:
 
     try:
         if payload != "-":
-            sender.send(channel, payload)
+            with terminal.waiting(_connecting):
+                sender.send(channel, payload)
         elif sys.stdin is not None:
             typed = sys.stdin.isatty()
             try:
@@ -188,6 +192,10 @@ def diagnose(dsn: str, terminal: Terminal, *, json: bool = False) -> int:
         worst = next(verdict for verdict in ("failed", "warning", "ok") if counts[verdict])
         terminal.write([[(", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n), worst)]])
     return 1 if counts["failed"] else 0
+
+
+def _connecting() -> str:
+    return "connecting ..."
 
 
 def _now() -> datetime:

@@ -62,12 +62,12 @@ class _Heard:
         self._calls: list[tuple[Any, Any]] = []
 
     def __call__(self, id: Any, channel: str, payload: Any, pid: int) -> None:
+        if isinstance(payload, dict):  # before it counts, so that the main thread prints its own lines later
+            table, op, row = payload["table"], payload["op"], payload["row"]
+            print(f"   {id:8} <- {op} on {table}: {row}")
         with self._changed:
             self._calls.append((id, payload))
             self._changed.notify_all()
-        if isinstance(payload, dict):
-            table, op, row = payload["table"], payload["op"], payload["row"]
-            print(f"   {id:8} <- {op} on {table}: {row}")
 
     def expect(self, count: int) -> list[tuple[Any, Any]]:
         """Wait for `count` calls since the last time, and take them."""

@@ -2,11 +2,10 @@
 
 try:
     import psycopg
-except ImportError as error:  # psycopg is here, but no libpq
-    raise ImportError(
-        "psycopg finds no libpq: pip install 'pgnotifier[binary]', or install PostgreSQL's client library "
-        "(Debian and Ubuntu: apt install libpq5; macOS: brew install libpq)"
-    ) from error
+except ImportError as error:
+    from .libpq import missing
+
+    raise missing(error) from error
 
 
 class NotifierError(Exception):
@@ -18,7 +17,8 @@ class InvalidChannel(NotifierError, ValueError):
 
 
 class _KeyError(NotifierError, KeyError):
-    __str__ = Exception.__str__  # KeyError would show the repr of the text
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError would show the repr of the text
 
 
 class UnknownChannel(_KeyError):

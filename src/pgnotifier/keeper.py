@@ -24,7 +24,8 @@ from .link import STOP_TIME, History, Link, Setting
 from .log import ERROR, INFO, log
 from .registry import EMPTY, Registry
 from .session import REFUSALS, Session, now
-from .wire import Abandoned, Source
+from .types import DbConf
+from .wire import Abandoned
 
 STOPPED: dict[str, Any] = {"event": "stopped"}
 Step = Callable[[Registry], Registry]
@@ -35,7 +36,7 @@ class Keeper:
 
     def __init__(
         self,
-        source: Source,
+        source: DbConf,
         heartbeat: float | None,
         retry_delay: tuple[float, float],
         delivery: Delivery,

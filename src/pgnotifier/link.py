@@ -23,7 +23,8 @@ from .listener import Listener, new_loop
 from .log import CRITICAL, ERROR, INFO, WARNING, describe, log
 from .registry import SYSCHAN, Registry
 from .session import Session, now
-from .wire import Abandoned, Breaker, Source
+from .types import DbConf
+from .wire import Abandoned, Breaker
 
 STOP_TIME = 0.5  # seconds that the end waits for a thread that is asking for a name or a dbconf
 
@@ -42,7 +43,7 @@ class History:
 class Setting:
     """What links are made of; `notify(batch, well, give_up)` hands over, `wanted()` is the registry, under `lock`."""
 
-    source: Source
+    source: DbConf
     heartbeat: float | None
     retry_delay: tuple[float, float]
     delivery: Delivery

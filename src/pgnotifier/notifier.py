@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
 from time import monotonic
-from typing import Any, Literal
+from typing import Final
 
 from psycopg import Notify
 from pyrsistent import PVector
@@ -28,12 +28,10 @@ from .arguments import (
 from .delivery import Delivery
 from .keeper import Keeper
 from .payload import decode as default_decode
-from .registry import Callback, OnListen, Registry
+from .registry import Registry
 from .sender import Sender
 from .session import now
-from .wire import Source
-
-Channels = str | Iterable[str]
+from .types import Callback, Channels, ChannelState, DbConf, Decoder, Deliver, OnListen, Status, SubscriberState
 
 
 class Notifier:
@@ -56,13 +54,13 @@ class Notifier:
     the next change; who is called follows at once.
     """
 
-    SYSCHAN = registry.SYSCHAN
+    SYSCHAN: Final[str] = registry.SYSCHAN
 
     def __init__(
         self,
-        dbconf: Source = "",
+        dbconf: DbConf = "",
         *,
-        decode: Callable[[str], Any] = default_decode,
+        decode: Decoder = default_decode,
         workers: int = 1,
         max_pending: int = 100_000,
         heartbeat: float | None = 10.0,
@@ -75,7 +73,7 @@ class Notifier:
         self._options = (dbconf, seconds, delays)
         self._received = 0
         self._serial = 0
-        self.daemon = bool(daemon)
+        self.daemon: bool = bool(daemon)
         self._sender = Sender(dbconf)
         self._delivery = Delivery(workers, max_pending, decode, self._fatal)
         self._keeper = Keeper(*self._options, self._delivery, self.__notify)
@@ -108,7 +106,7 @@ class Notifier:
         autorun: bool = True,
         *,
         on_listen: OnListen | None = None,
-        deliver: Literal["all", "latest"] = "all",
+        deliver: Deliver = "all",
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """Have `fn(id, channel, payload, pid)` called for notifications on `channel`, one at a time for each id.
@@ -156,11 +154,11 @@ class Notifier:
         """Unmute a subscriber, as `mute_subscriber` mutes it."""
         self.__mute_sub(id, channels, False)
 
-    def channels(self) -> dict[str, dict[str, Any]]:
+    def channels(self) -> dict[str, ChannelState]:
         """`{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`, a copy."""
         return registry.channels_dict(self._keeper.registry, self._listened())
 
-    def subscribers(self) -> dict[Hashable, dict[str, Any]]:
+    def subscribers(self) -> dict[Hashable, SubscriberState]:
         """`{id: {"fn": latest, "channels": {channel: {"fn", "active", "mute", "sub_mute"}}}}`, a copy."""
         return registry.subscribers_dict(self._keeper.registry, self._listened())
 
@@ -215,7 +213,7 @@ class Notifier:
         """Block until stopped, for `timeout` seconds at most; whether it is stopped. Ctrl-C interrupts it."""
         return self._keeper.stopped.wait(timeout)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Counters, which only grow, and state, as a plain dict.
 
         `running`, `connected`, `pid` of the session (or None), `active` channels, `received` notifications,
@@ -230,7 +228,10 @@ class Notifier:
             "pid": session.pid if session is not None else None,
             "active": self.active_channels(),
             "received": self._received,
-            **counts,
+            "delivered": counts["delivered"],
+            "failed": counts["failed"],
+            "dropped": counts["dropped"],
+            "pending": counts["pending"],
             "restarts": keeper.history.restarts,
             "reconnects": keeper.history.reconnects,
             "last_error": keeper.history.last_error,

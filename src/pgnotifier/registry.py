@@ -7,21 +7,19 @@ No threads, no I/O; arguments have been checked by the caller, but for what only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pyrsistent import PMap, PVector, pmap, pvector
 
 from .errors import UnknownChannel, UnknownSubscriber
-from .gap import Gap
 from .maps import assoc_in, dissoc_in, filterkv
+from .types import Callback, ChannelState, OnListen, SubscriberChannel, SubscriberState
 
 SYSCHAN = "PGNOTIFIER"
 
-Callback = Callable[[Any, str, Any, int], Any]
 Touched = tuple[str, tuple[Hashable, ...] | None]
-OnListen = Callable[[Any, str, Gap | None], Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,7 +209,7 @@ def audience(entry: Channel | None) -> PMap[Hashable, Subscription]:
     return filterkv(entry.subscribers, lambda _, sub: not sub.mute)
 
 
-def channels_dict(reg: Registry, active: Iterable[str]) -> dict[str, dict[str, Any]]:
+def channels_dict(reg: Registry, active: Iterable[str]) -> dict[str, ChannelState]:
     live = set(active)
     return {
         name: {
@@ -223,10 +221,10 @@ def channels_dict(reg: Registry, active: Iterable[str]) -> dict[str, dict[str, A
     }
 
 
-def subscribers_dict(reg: Registry, active: Iterable[str]) -> dict[Hashable, dict[str, Any]]:
+def subscribers_dict(reg: Registry, active: Iterable[str]) -> dict[Hashable, SubscriberState]:
     live = set(active)
 
-    def row(id: Hashable, name: str) -> dict[str, Any]:
+    def row(id: Hashable, name: str) -> SubscriberChannel:
         entry = reg.channels[name]
         sub = entry.subscribers[id]
         return {"fn": sub.fn, "active": name in live, "mute": entry.mute, "sub_mute": sub.mute}

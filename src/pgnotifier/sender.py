@@ -12,7 +12,8 @@ import psycopg
 
 from .errors import PayloadTooLong
 from .payload import encode
-from .wire import Breaker, PortableSelector, Source, answer, connect
+from .types import DbConf
+from .wire import Breaker, PortableSelector, answer, connect
 
 MAX_PAYLOAD_BYTES = 7999
 END_TIME = 0.5  # seconds for a send in another thread to end when all is closed
@@ -28,7 +29,7 @@ class Sender:
     _turn: threading.Condition
     _busy: bool
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: DbConf) -> None:
         self._source = source
         self._conn: psycopg.Connection[Any] | None = None
         self._fresh()
@@ -44,7 +45,8 @@ class Sender:
             raise ValueError(f"a payload must not hold a lone surrogate: {text!r:.100}") from None
         if len(data) > MAX_PAYLOAD_BYTES:
             raise PayloadTooLong(
-                f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}: {text!r:.100}"
+                f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}; send a key by which "
+                f"subscribers read the rest: {text!r:.100}"
             )
         deadline = monotonic() + SEND_TIMEOUT
         breaker = self._take_turn(deadline)

@@ -19,7 +19,8 @@ from psycopg import pq
 from pyrsistent import PMap, pmap
 
 from .errors import CannotListen
-from .wire import Breaker, Source, answer, checked, connect
+from .types import DbConf
+from .wire import Breaker, answer, checked, connect
 
 ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, without a heartbeat (contract 10)
 
@@ -53,7 +54,7 @@ class Session:
     `heartbeat` is in seconds, or None. `drained` is `well` as it holds for what the last drain returned.
     """
 
-    def __init__(self, source: Source, heartbeat: float | None, breaker: Breaker) -> None:
+    def __init__(self, source: DbConf, heartbeat: float | None, breaker: Breaker) -> None:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
         self._breaker = breaker
         self._heartbeat = heartbeat
@@ -107,7 +108,7 @@ class Session:
         """Ask the server whether this session still listens. Raises `CannotListen`, `psycopg.OperationalError`."""
         self._judge(self._ask(_CHECK))
 
-    def prove(self, source: Source) -> None:
+    def prove(self, source: DbConf) -> None:
         """Behind a pooler, see that a notification from another connection is heard. Raises `CannotListen`.
 
         A pooler shows itself by another pid than the server process has. One that pools by transaction cannot be

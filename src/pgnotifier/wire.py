@@ -10,7 +10,7 @@ import contextlib
 import re
 import selectors
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from random import shuffle
 from time import monotonic
 from typing import Any
@@ -20,8 +20,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import error_from_result
 
-DbConf = str | Mapping[str, Any]
-Source = DbConf | Callable[[], DbConf]
+from .types import DbConf
 
 CONNECT_TIMEOUT = 10.0  # seconds for each address, where neither the user nor libpq's environment says otherwise
 NO_TIMEOUT = 130.0  # seconds: libpq's 0 means the socket's own time-out, as in psycopg
@@ -69,7 +68,7 @@ class Breaker:
         self._there.close()
 
 
-def connect(source: Source, breaker: Breaker, deadline: float | None = None) -> psycopg.Connection[Any]:
+def connect(source: DbConf, breaker: Breaker, deadline: float | None = None) -> psycopg.Connection[Any]:
     """Connect as the user says, in autocommit, with the library's own settings added.
 
     Tries each address of each host in turn, each for `connect_timeout` seconds at most. Raises
@@ -97,7 +96,7 @@ def connect(source: Source, breaker: Breaker, deadline: float | None = None) -> 
     raise last.with_traceback(None)
 
 
-def _parameters(source: Source) -> dict[str, Any]:
+def _parameters(source: DbConf) -> dict[str, Any]:
     """libpq's parameters; the user's mapping stays as it is."""
     conf = source() if callable(source) else source
     if isinstance(conf, str):
@@ -109,10 +108,13 @@ def _parameters(source: Source) -> dict[str, Any]:
         raise TypeError(f"dbconf must be a str, a mapping or a callable that returns one, not {type(conf).__name__}")
     try:
         params = dict(conninfo_to_dict(text, **extra))
+        make_conninfo("", **params)
     except psycopg.ProgrammingError as error:
-        # libpq quotes the part that it could not read, and that may be a piece of a password.
-        shown = re.sub(r'".*"', '"..."', str(error), flags=re.DOTALL) if text else str(error)
-        raise psycopg.ProgrammingError(f"dbconf: {shown.strip()}") from None
+        shown = str(error).strip()
+        if text:  # libpq quotes the part that it could not read, and that may be a piece of a password
+            shown = re.sub(r'".*"', '"..."', shown.replace('"="', "=", 1), flags=re.DOTALL)
+            shown += "; wanted is a URI (postgresql://user@host/database) or pairs (host=... dbname=...)"
+        raise psycopg.ProgrammingError(f"dbconf: {shown}") from None
     params["client_encoding"] = "UTF8"
     params.setdefault("fallback_application_name", "pgnotifier")
     return params

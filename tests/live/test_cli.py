@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -145,6 +146,28 @@ def test_a_terminal_has_colours_and_a_counter(server: str, sender: psycopg.Conne
         terminal.process.send_signal(signal.SIGINT)
         assert "Traceback" not in terminal.ended()
         assert terminal.process.returncode == 130
+
+
+def test_a_terminal_gets_its_cursor_back(server: str, channel: str) -> None:
+    for number, status in [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]:
+        with on_terminal("listen", "-d", server, channel) as terminal:
+            hidden = terminal.read_until(lambda text: "0 received" in text)
+            assert f"{ESCAPE}[?25l" in hidden
+            terminal.process.send_signal(number)
+            text = terminal.ended()
+            assert text.rindex(f"{ESCAPE}[?25h") > text.rindex(f"{ESCAPE}[?25l")
+            assert "Traceback" not in text
+            assert terminal.process.returncode == status
+
+
+def test_a_terminal_shows_that_it_waits_for_a_server(channel: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for command in ("listen", "notify"):
+            with on_terminal(command, "-d", f"host=127.0.0.1 port={silent.getsockname()[1]}", channel) as terminal:
+                terminal.read_until(lambda text: "connecting ..." in text)
+                terminal.process.send_signal(signal.SIGINT)
+                assert "Traceback" not in terminal.ended()
+                assert terminal.process.returncode == 130
 
 
 @pytest.mark.parametrize("how", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"without": "rich"}])

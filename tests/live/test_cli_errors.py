@@ -36,6 +36,9 @@ def test_no_server_is_one_line_that_says_what_to_do(args: list[str]) -> None:
         (["listen", "c", "-n", "0"], "at least 1"),
         (["notify", "c", "x" * 8000], "7999 bytes"),
         (["notify", "c", b"\xff"], "UTF-8"),
+        (["notify", "c", '{"id":', "42}"], "pgnotifier notify --help"),
+        (["notify", "c", '{"id":', "42}"], "(quote what holds spaces)"),
+        (["listen", "c", "--jsn"], "pgnotifier listen --help"),
         (["listen", "c", "-d", "hots=x"], "hots"),
         (["listen", "c", "-d", "password=hunter22 secret"], "neither a URI"),
         (["listen", "c", "-d", "postgresql://u:hunter22@secret@h/d"], "%40"),
@@ -89,3 +92,27 @@ def test_importing_the_library_brings_no_command_line() -> None:
     script = "import sys, pgnotifier; print({'rich', 'argparse', 'pgnotifier.cli'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
     assert done.stdout == "set()\n"
+
+
+WITHOUT_LIBPQ = """
+import ctypes.util, sys
+ctypes.util.find_library = lambda name: None
+sys.modules["psycopg_c"] = sys.modules["psycopg_binary"] = None
+"""
+
+
+def test_without_libpq(tmp_path: Path) -> None:
+    """`pip install pgnotifier` without `[binary]` on a machine without PostgreSQL's client library."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_LIBPQ)
+    env = environ(PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    script = tmp_path / "pgnotifier"
+    script.write_text("import sys; from pgnotifier.cli import main; sys.exit(main())")
+    for command in ([str(script)], ["-m", "pgnotifier"]):
+        done = subprocess.run([sys.executable, *command, "listen", "c"], capture_output=True, text=True, env=env)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+        assert "pip install 'pgnotifier[binary]'" in done.stderr
+    done = subprocess.run([sys.executable, "-c", "import pgnotifier"], capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert "\nImportError: psycopg finds no libpq" in done.stderr
+    assert "pip install 'pgnotifier[binary]'" in done.stderr
+    assert "couldn't import psycopg 'python' implementation" in done.stderr  # what psycopg said is not hidden

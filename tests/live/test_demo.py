@@ -18,6 +18,7 @@ def test_demo_on_a_dsn_leaves_nothing(
     out = capsys.readouterr().out
     assert "10,000 received, in order" in out
     assert out.count("audit") > out.count("billing")
+    assert [line[:2] for line in out.splitlines() if line[:1] != " "] == ["1.", "2.", "3.", "4."]
     left = sender.execute("select count(*) from pg_namespace where nspname like 'pgnotifier_demo%'").fetchone()
     assert left == (0,)
 

@@ -465,3 +465,29 @@ def test_a_password_is_not_shown_in_a_life(
     assert "on purpose" in caplog.text
     if shape == "mapping":
         assert conf == guarded
+
+
+@pytest.mark.parametrize(
+    ("dbconf", "says"),
+    [
+        ("hunter22", "postgresql://user@host/database"),
+        ("host=a hunter22", "missing = after"),
+        ("postgresql://u:hunter22@h:port/x?hunter22", "postgresql://user@host/database"),
+        ({"hots": "x", "password": "hunter22"}, 'dbconf: invalid connection option "hots"'),
+        ({"host": "127.0.0.1", "port": 1, "password": "hunter22"}, "refused"),
+        ({"host": "nowhere.invalid", "password": "hunter22"}, "nowhere.invalid"),
+    ],
+)
+def test_a_dbconf_that_cannot_be_says_what_is_wrong(dbconf: Any, says: str) -> None:
+    """Contract 2: without a password in it."""
+    with pytest.raises(psycopg.Error) as caught:
+        Notifier(dbconf)
+    assert says in str(caught.value)
+    assert "hunter22" not in str(caught.value)
+    assert str(caught.value) == str(caught.value).strip()
+
+
+def test_a_payload_too_long_says_what_to_send_instead(server: str, channel: str) -> None:
+    """Contract 12."""
+    with Notifier(server) as n, pytest.raises(PayloadTooLong, match=r"at most 7999 bytes .* not 8000; send"):
+        n.notify(channel, "x" * 8000)

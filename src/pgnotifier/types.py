@@ -1,0 +1,128 @@
+"""The types of what users pass and get, to annotate with: `from pgnotifier.types import Callback`. Pure, no logic.
+
+What is called has protocols, whose arguments are positional: any names will do for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypedDict
+
+from .gap import Gap, Reason
+
+__all__ = [
+    "AsyncCallback",
+    "AsyncOnListen",
+    "Callback",
+    "ChannelState",
+    "ChannelSubscriber",
+    "Channels",
+    "Conninfo",
+    "DbConf",
+    "Decoder",
+    "Deliver",
+    "OnListen",
+    "Reason",
+    "Status",
+    "SubscriberChannel",
+    "SubscriberState",
+]
+
+
+class Callback(Protocol):
+    """A subscriber: called as `fn(id, channel, payload, pid)`, on a worker thread; what it returns is ignored.
+
+    An `async def` is one too: it is awaited on its event loop.
+    """
+
+    def __call__(self, id: Any, channel: str, payload: Any, pid: int, /) -> object: ...
+
+
+class AsyncCallback(Callback, Protocol):
+    """A subscriber that is awaited on its event loop: an `async def`."""
+
+    def __call__(self, id: Any, channel: str, payload: Any, pid: int, /) -> Coroutine[Any, Any, object]: ...
+
+
+class OnListen(Protocol):
+    """Called as `on_listen(id, channel, gap)`: `None` when listening begins, a `Gap` when some may be missed.
+
+    An `async def` is one too: it is awaited on its event loop.
+    """
+
+    def __call__(self, id: Any, channel: str, gap: Gap | None, /) -> object: ...
+
+
+class AsyncOnListen(OnListen, Protocol):
+    """An `on_listen` that is awaited on its event loop: an `async def`."""
+
+    def __call__(self, id: Any, channel: str, gap: Gap | None, /) -> Coroutine[Any, Any, object]: ...
+
+
+class Decoder(Protocol):
+    """Makes a payload's value of its text, on a worker thread; what it raises is reported as `decode_failed`."""
+
+    def __call__(self, text: str, /) -> Any: ...
+
+
+Conninfo = str | Mapping[str, Any]
+"""What libpq connects with: a URI or `key=value` pairs in a string, or a mapping of `psycopg.connect` arguments."""
+
+DbConf = Conninfo | Callable[[], Conninfo]
+"""A `Conninfo`, or a callable that returns one, asked anew before every connection."""
+
+Channels = str | Iterable[str]
+"""One channel's name, or several."""
+
+Deliver = Literal["all", "latest"]
+"""Whether a subscriber gets every notification, or of those that wait only the newest of a channel."""
+
+
+class ChannelSubscriber(TypedDict):
+    """A subscriber in `ChannelState`; `mute` is its own state on that channel."""
+
+    fn: Callback
+    mute: bool
+
+
+class ChannelState(TypedDict):
+    """A channel in `Notifier.channels()`; `active`: it is listened to now."""
+
+    mute: bool
+    active: bool
+    subscribers: dict[Hashable, ChannelSubscriber]
+
+
+class SubscriberChannel(TypedDict):
+    """A channel in `SubscriberState`; `mute` is the channel's state, `sub_mute` the subscriber's own on it."""
+
+    fn: Callback
+    active: bool
+    mute: bool
+    sub_mute: bool
+
+
+class SubscriberState(TypedDict):
+    """A subscriber in `Notifier.subscribers()`; `fn` is the latest of its callbacks."""
+
+    fn: Callback
+    channels: dict[str, SubscriberChannel]
+
+
+class Status(TypedDict):
+    """`Notifier.status()`. `since` is an aware UTC datetime; the counters only grow."""
+
+    running: bool
+    connected: bool
+    pid: int | None
+    active: list[str]
+    received: int
+    delivered: int
+    failed: int
+    dropped: int
+    pending: int
+    restarts: int
+    reconnects: int
+    last_error: str | None
+    since: datetime
