@@ -1,4 +1,7 @@
-"""pytest's fixtures of pgnotifier. Beside the package, so that pytest imports pgnotifier only where they are used."""
+"""pytest's fixtures of pgnotifier. Beside the package, so that pytest imports pgnotifier only where they are used.
+
+PYTEST_DONT_REWRITE: it asserts nothing.
+"""
 
 from __future__ import annotations
 

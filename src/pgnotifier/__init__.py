@@ -1,4 +1,7 @@
-"""Subscribe callbacks to PostgreSQL NOTIFY channels, from a thread of the library's own."""
+"""Subscribe callbacks to PostgreSQL NOTIFY channels, from a thread of the library's own.
+
+PYTEST_DONT_REWRITE: it asserts nothing, and pytest would warn where it was imported before pytest began.
+"""
 
 from .errors import (
     CannotListen,
