@@ -343,13 +343,28 @@ def test_a_frozen_server(memory: MemoryServer) -> None:
 
 def test_a_change_while_frozen_returns(memory: MemoryServer) -> None:
     """Contract 10: a change that is not answered within the heartbeat is a lost connection."""
+    log = Log()
     n = memory.Notifier(heartbeat=0.2)
+    n.subscribe("log", "b", log.heard)
     memory.freeze()
+    memory.notify("b", "missed: it has not left the server")
     began = time.monotonic()
     n.subscribe(1, "a", print)
     assert 0.1 < time.monotonic() - began < 3
     memory.thaw()
-    until(lambda: n.active_channels() == ["a"])
+    until(lambda: n.active_channels() == ["a", "b"])
+    n.settle()
+    assert log == []
+
+
+def test_what_thaws_needs_no_push(memory: MemoryServer) -> None:
+    log = Log()
+    n = memory.Notifier(heartbeat=None)
+    n.subscribe("log", "a", log.heard)
+    memory.freeze()
+    memory.notify("a", 1)
+    memory.thaw()
+    until(lambda: log == [1])
 
 
 # -- refusals and gaps ------------------------------------------------------------------------------------------
@@ -413,6 +428,10 @@ def test_raise_gap_for_nobody(memory: MemoryServer, n: Any, log: Log) -> None:
         n.raise_gap("b")
     with pytest.raises(ValueError, match="'overflow'"):
         n.raise_gap("a", "nonsense")
+    with n.connection_lost(), pytest.raises(ValueError, match="nobody"):
+        n.raise_gap("a")
+    n.settle()
+    log.clear()
     n.mute_subscriber("log")
     with pytest.raises(ValueError, match="nobody"):
         n.raise_gap()
@@ -516,6 +535,7 @@ def test_an_unlisten_from_elsewhere(memory: MemoryServer) -> None:
 def test_a_forked_child_has_a_server_of_its_own(memory: MemoryServer, n: Any, log: Log) -> None:
     """Contract 11: stopped in the child, also where another thread had the server's lock; the parent goes on."""
     done = threading.Event()
+    far = [conn._far.fileno() for conn in memory._connections.values()]  # closed in the child
 
     def send() -> None:
         while not done.is_set():
@@ -530,7 +550,7 @@ def test_a_forked_child_has_a_server_of_its_own(memory: MemoryServer, n: Any, lo
                 code = 1
                 try:
                     signal.alarm(20)
-                    ok = not n.is_running()
+                    ok = not n.is_running() and not [fd for fd in far if os.path.exists(f"/proc/self/fd/{fd}")]
                     heard: list[Any] = []
                     n.subscribe("child", "a", lambda *a: heard.append(a[2]))  # noqa: B023
                     n.start()

@@ -148,8 +148,6 @@ class PGconn:
                 self._fail_if_ended()
             batch = list(self._arrived)
             self._arrived.clear()
-            if self._ended:
-                self.ring()  # there is no more to come
             return batch
 
     def finish(self) -> None:
