@@ -28,13 +28,6 @@ nitpick_ignore_regex = [
     (r"py:class", r"(pgnotifier\.maps\.)?[KV]|PMap|Future|Source|Reason"),
 ]
 
-# Pages that are linked to, and not written yet; each line is without effect when its page is there.
-RECIPES = ["trigger", "cache", "queue", "django", "flask", "asyncio", "sending"]
-COMING = ["testing.md", *(f"recipes/{name}.md" for name in RECIPES)]
-missing = [page for page in COMING if not (HERE / page).exists()]
-nitpick_ignore = [("myst", up + page) for page in missing for up in ("", "../")]
-suppress_warnings = ["toc.not_readable"] if missing else []
-
 myst_heading_anchors = 3
 default_role = "code"  # the docstrings' `backticks`
 autodoc_member_order = "bysource"

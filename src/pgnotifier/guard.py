@@ -81,7 +81,7 @@ class Guard:
     def refuse_coroutine(result: object) -> None:
         if inspect.iscoroutine(result):
             result.close()
-            raise TypeError("the callback returned a coroutine: pass the coroutine function itself")
+            raise TypeError("the callback returned a coroutine: subscribe the coroutine function itself")
 
     def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
         box.failed += 1

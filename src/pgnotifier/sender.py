@@ -21,6 +21,23 @@ GIVE_UP_TIME = 0.2  # seconds for it to notice that it was given up
 SEND_TIMEOUT = 10.0  # seconds for the whole of it
 
 
+def payload_bytes(payload: object) -> bytes:
+    """What goes over the wire: a str as it is. Raises `PayloadTooLong`, `TypeError`, `ValueError`."""
+    text = payload if isinstance(payload, str) else encode(payload)
+    if "\0" in text:
+        raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"a payload must not hold a lone surrogate: {text!r:.100}") from None
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLong(
+            f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}; send a key by which "
+            f"subscribers read the rest: {text!r:.100}"
+        )
+    return data
+
+
 class Sender:
     """Sends one notification at a time; safe from any thread."""
 
@@ -36,18 +53,7 @@ class Sender:
 
     def send(self, channel: str, payload: object) -> None:
         """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`."""
-        text = payload if isinstance(payload, str) else encode(payload)
-        if "\0" in text:
-            raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"a payload must not hold a lone surrogate: {text!r:.100}") from None
-        if len(data) > MAX_PAYLOAD_BYTES:
-            raise PayloadTooLong(
-                f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}; send a key by which "
-                f"subscribers read the rest: {text!r:.100}"
-            )
+        data = payload_bytes(payload)
         deadline = monotonic() + SEND_TIMEOUT
         breaker = self._take_turn(deadline)
         try:

@@ -10,6 +10,7 @@ import contextlib
 import re
 import selectors
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from random import shuffle
 from time import monotonic
@@ -68,14 +69,25 @@ class Breaker:
         self._there.close()
 
 
+class Server(ABC):
+    """What is connected to in place of PostgreSQL where a callable `dbconf` returns one (`pgnotifier.testing`)."""
+
+    @abstractmethod
+    def connect(self, breaker: Breaker, deadline: float | None) -> psycopg.Connection[Any]:
+        """As the function `connect` does, to this server."""
+
+
 def connect(source: DbConf, breaker: Breaker, deadline: float | None = None) -> psycopg.Connection[Any]:
     """Connect as the user says, in autocommit, with the library's own settings added.
 
     Tries each address of each host in turn, each for `connect_timeout` seconds at most. Raises
     `psycopg.OperationalError`, and `psycopg.ProgrammingError` for what libpq cannot read; leaves nothing open then.
     """
+    conf = source() if callable(source) else source
+    if isinstance(conf, Server):
+        return conf.connect(breaker, deadline)
     failures: list[tuple[str, psycopg.Error]] = []
-    for params in _attempts(_parameters(source)):
+    for params in _attempts(_parameters(conf)):
         where = ", ".join(f"{key} {params[key]!r}" for key in ("host", "hostaddr", "port") if params.get(key))
         try:
             if isinstance(unresolved := params.get("unresolved"), OSError):
@@ -96,9 +108,8 @@ def connect(source: DbConf, breaker: Breaker, deadline: float | None = None) -> 
     raise last.with_traceback(None)
 
 
-def _parameters(source: DbConf) -> dict[str, Any]:
+def _parameters(conf: object) -> dict[str, Any]:
     """libpq's parameters; the user's mapping stays as it is."""
-    conf = source() if callable(source) else source
     if isinstance(conf, str):
         text, extra = conf, {}
     elif isinstance(conf, Mapping):

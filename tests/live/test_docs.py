@@ -26,8 +26,7 @@ OWN = {("README.md", "example"), ("docs/reliability.md", "cache"), ("docs/guide/
 OWN.add(("docs/index.md", "first"))  # tests below
 WITH_TESTS = {"docs/testing.md": "tests/testing/test_page.py"}  # pages whose own tests see that all Python is run
 IN_CI = {("README.md", "demo"), ("README.md", "test")}  # .ci/run runs them
-RUN = {"python", "pycon", "sql", "sh", "json", "ini"}
-COMING = {"trigger.md", "cache.md", "queue.md", "django.md", "flask.md", "asyncio.md", "sending.md", "testing.md"}
+RUN = {"python", "pycon", "sql", "plpgsql", "sh", "json", "ini"}
 FOR_READING = {"text", "js", "html"}
 TESTS = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
 
@@ -41,7 +40,7 @@ def elsewhere(piece: Piece) -> bool:
         assert path.is_file(), f"{piece.place}: there is no {path}"
         assert piece.page.name in path.read_text(), f"{piece.place}: {path} does not name the page"
         return True
-    if piece.page.parent.name == "recipes" and piece.language in ("python", "sql") and not piece.hidden:
+    if piece.page.parent.name == "recipes" and piece.language in ("python", "sql", "plpgsql") and not piece.hidden:
         # The test of a recipe names the page, and each of its blocks by their marks, where there is more than one.
         quoted = f'"{piece.page.name}"'
         tests = [text for test in TESTS if quoted in (text := test.read_text())]
@@ -102,8 +101,6 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         path, _, part = link.partition("#")
         there = (page.parent / path).resolve() if path else page
-        if not there.exists() and there.name in COMING:
-            continue
         assert there.exists(), f"{name(page)}: {link} leads nowhere"
         if part:
             headings = re.findall(r"^#+ (.*)$", prose(there), re.MULTILINE)

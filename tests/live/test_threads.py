@@ -130,7 +130,7 @@ def test_eight_threads_call_everything_at_once(server: str, sender: Conn, channe
         print(chaos.heard, "heard,", sum(chaos.made.values()), "calls:", dict(chaos.made))
         assert chaos.errors == []
         assert {method.split()[0] for method in chaos.made if method.endswith("thread")} == PUBLIC
-        assert sum(count for method, count in chaos.made.items() if method.endswith("callback")) > 20
+        assert sum(count for method, count in chaos.made.items() if method.endswith("callback")) > 5
 
         got: list[Any] = []
         n.start()

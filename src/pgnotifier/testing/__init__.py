@@ -1,0 +1,11 @@
+"""For tests of code that uses pgnotifier: a notifier whose server is in memory, and that server's controls.
+
+Everything but the server is the library itself: the registry, the threads, the order of calls, gaps and errors.
+Imports no test framework; the fixtures of pytest are in a module of their own.
+"""
+
+from .backend import Sent
+from .notifier import MemoryNotifier
+from .server import MemoryServer, Transaction
+
+__all__ = ["MemoryNotifier", "MemoryServer", "Sent", "Transaction"]

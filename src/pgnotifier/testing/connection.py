@@ -1,0 +1,187 @@
+"""A connection to a server in memory: as much of psycopg's `Connection` and `pq.PGconn` as the library uses.
+
+One thread at a time is on the near side, as with libpq. The far side is the server's, under the server's lock; a
+socket pair makes the near side readable when something has come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import Notify, pq
+
+SQLSTATE, PRIMARY = pq.DiagnosticField.SQLSTATE, pq.DiagnosticField.MESSAGE_PRIMARY
+
+
+class Result:
+    """What a statement gave: a row, or an error."""
+
+    def __init__(self, *row: object, error: tuple[str, str] | None = None) -> None:
+        self.status = pq.ExecStatus.TUPLES_OK if error is None else pq.ExecStatus.FATAL_ERROR
+        self._row, self._error = row, error
+
+    def get_value(self, row: int, column: int) -> bytes:
+        return str(self._row[column]).encode()
+
+    def error_field(self, field: pq.DiagnosticField) -> bytes | None:
+        if self._error is None:
+            return None
+        return {SQLSTATE: self._error[0].encode(), PRIMARY: self._error[1].encode()}.get(field)
+
+    def get_error_message(self, encoding: str = "utf-8") -> str:
+        return self._error[1] if self._error is not None else ""
+
+
+class Backend(Protocol):
+    """What a connection needs of its server."""
+
+    lock: Any
+    frozen: bool
+
+    def execute(self, conn: PGconn, sql: bytes, params: Sequence[bytes] | None) -> list[Result]: ...
+    def closed(self, conn: PGconn) -> None: ...
+
+
+class PGconn:
+    """The side of `psycopg.pq`. `channels` are those that it listens to, `door` is the way it came in."""
+
+    ssl_in_use = False
+
+    def __init__(self, backend: Backend, pid: int, door: object) -> None:
+        self._backend = backend
+        self.backend_pid, self.door = pid, door
+        self.status = pq.ConnStatus.OK
+        self.channels: dict[str, bool] = {}
+        self._near, self._far = socket.socketpair()
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+        self.socket = self._near.fileno()
+        self._inode = os.fstat(self.socket).st_ino
+        self._rung = False
+        self._arrived: deque[Notify] = deque()
+        self._query: tuple[bytes, Sequence[bytes] | None] | None = None
+        self._results: deque[Result] = deque()
+        self._ended = ""
+
+    # -- the server's side, under its lock ------------------------------------------------------------------
+
+    def push(self, notifications: Sequence[Notify]) -> None:
+        self._arrived.extend(notifications)
+        if not self._backend.frozen:
+            self.ring()
+
+    def end(self, error: str) -> None:
+        """The server ends it, after what it has sent."""
+        self._ended = self._ended or error
+        self.ring()
+
+    def ring(self) -> None:
+        """Have the near side look."""
+        if not self._rung:
+            self._rung = True
+            with contextlib.suppress(OSError):
+                self._far.send(b"!")
+
+    # -- the client's side ----------------------------------------------------------------------------------
+
+    def send_query(self, sql: bytes) -> None:
+        self._send(sql, None)
+
+    def send_query_params(self, sql: bytes, params: Sequence[bytes]) -> None:
+        self._send(sql, params)
+
+    def _send(self, sql: bytes, params: Sequence[bytes] | None) -> None:
+        with self._backend.lock:
+            self._fail_if_ended()
+            self._query = (sql, params)
+            self._results.clear()
+            if not self._backend.frozen:
+                self.ring()  # the answer
+
+    def flush(self) -> int:
+        return 0
+
+    def is_busy(self) -> int:
+        with self._backend.lock:
+            if self._query is not None and not self._ended:
+                if self._backend.frozen:
+                    return 1
+                query, self._query = self._query, None
+                self._results.extend(self._backend.execute(self, *query))
+            return 0
+
+    def get_result(self) -> Result | None:
+        return self._results.popleft() if self._results else None
+
+    def consume_input(self) -> None:
+        with self._backend.lock:
+            self.hear()
+            if not self._arrived:
+                self._fail_if_ended()
+
+    def hear(self) -> None:
+        if self._rung:
+            self._rung = False
+            with contextlib.suppress(OSError):
+                self._near.recv(16)
+
+    def notifies(self) -> pq.misc.PGnotify | None:
+        with self._backend.lock:
+            if not self._arrived or self._backend.frozen:
+                return None
+            n = self._arrived.popleft()
+        return pq.misc.PGnotify(n.channel.encode(), n.pid, n.payload.encode())
+
+    def take(self) -> list[Notify]:
+        """All that has arrived; raises where the server has ended the connection, and nothing is left."""
+        with self._backend.lock:
+            self.hear()
+            if self._backend.frozen and not self._ended:
+                return []
+            if not self._arrived:
+                self._fail_if_ended()
+            batch = list(self._arrived)
+            self._arrived.clear()
+            return batch
+
+    def finish(self) -> None:
+        with self._backend.lock:
+            self.status = pq.ConnStatus.BAD
+            self._near.close()
+            self._far.close()
+            self._backend.closed(self)
+
+    def forked(self) -> None:
+        """In a child: close the child's copies. The near side's number may be closed, and be another file's."""
+        self._far.close()
+        number = self._near.detach()
+        with contextlib.suppress(OSError):
+            if os.fstat(number).st_ino == self._inode:
+                os.close(number)
+
+    def _fail_if_ended(self) -> None:
+        if self._ended or self.status == pq.ConnStatus.BAD:
+            self.status = pq.ConnStatus.BAD
+            raise psycopg.OperationalError(self._ended or "the connection is closed")
+
+
+class Connection:
+    """The side of `psycopg.Connection`."""
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self.pgconn = pgconn
+
+    def fileno(self) -> int:
+        return self.pgconn.socket
+
+    def notifies(self, *, timeout: float | None = None) -> list[Notify]:
+        return self.pgconn.take()
+
+    def close(self) -> None:
+        self.pgconn.finish()

@@ -1,0 +1,170 @@
+"""MemoryNotifier: `pgnotifier.Notifier` on a server in memory, and what a test may have happen to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from time import monotonic
+from typing import Any, cast
+
+from psycopg import Notify
+
+from .. import registry
+from ..arguments import check_channels, check_dbconf, check_options
+from ..errors import UnknownChannel
+from ..gap import GRAVEST_FIRST, Gap, Reason
+from ..hearing import Telling
+from ..notifier import Notifier
+from ..payload import decode as default_decode
+from ..sender import Sender
+from ..session import now
+from ..types import Channels, DbConf
+from .backend import Door
+from .server import MemoryServer
+from .settling import MARK, reach
+
+
+class MemoryNotifier(Notifier):
+    """A `Notifier` that needs no PostgreSQL: the same in everything, but for what it connects to.
+
+    Arguments are those of `Notifier`, and `server`: what it connects to; None: a server of its own. `dbconf` is not
+    used. `retry_delay` is not waited for: after a loss there is one attempt to reconnect, which succeeds as soon as
+    it can.
+    """
+
+    _default_server: MemoryServer | None = None
+
+    def __init__(
+        self,
+        dbconf: DbConf = "",
+        *,
+        decode: Callable[[str], Any] = default_decode,
+        workers: int = 1,
+        max_pending: int = 100_000,
+        heartbeat: float | None = 10.0,
+        retry_delay: tuple[float, float] = (0.1, 30.0),
+        daemon: bool = True,
+        server: MemoryServer | None = None,
+    ) -> None:
+        check_dbconf(dbconf)
+        check_options(decode, workers, max_pending, heartbeat, retry_delay)
+        self.server = server or self._default_server or MemoryServer()
+        self._door = Door(self.server, self._on_listener)
+        self._passed: set[str] = set()
+        super().__init__(
+            cast(DbConf, lambda: self._door),
+            decode=decode,
+            workers=workers,
+            max_pending=max_pending,
+            heartbeat=heartbeat,
+            retry_delay=(0.0, 0.0),
+            daemon=daemon,
+        )
+        self._sender = Sender(cast(DbConf, lambda: self.server))
+        with self.server.lock:
+            self.server._notifiers.add(self)
+
+    def settle(self, timeout: float = 5.0) -> None:
+        """As `MemoryServer.settle`, for all notifiers on its server."""
+        self.server.settle(timeout)
+
+    def lose_connection(
+        self, error: str = "terminating connection due to administrator command", timeout: float = 5.0
+    ) -> None:
+        """End the session, as the server does, and keep it from coming back until `restore_connection()`.
+
+        Returns when the loss has been noticed: the event `disconnected` has been raised, and what is sent from now on
+        is missed. `error` is what `Gap.error` and the event quote. `notify` still works, on its own connection.
+        Raises `TimeoutError`.
+        """
+        server = self.server
+        with server.lock:
+            self._door.shut = error
+            server._end(error, self._door)
+            server._await_loss([self], monotonic() + timeout)
+
+    def restore_connection(self, timeout: float = 5.0) -> None:
+        """Have it connect again. Returns when it listens, and the event `reconnected` and the gaps are on their way.
+
+        A no-op where the connection is not lost. Raises `TimeoutError`.
+        """
+        with self.server.lock:
+            self._door.shut = ""
+            self.server._ring()
+        self._reach(monotonic() + timeout)
+
+    @contextlib.contextmanager
+    def connection_lost(self, timeout: float = 5.0) -> Iterator[None]:
+        """The connection is lost in the `with` block, and back after it."""
+        self.lose_connection(timeout=timeout)
+        try:
+            yield
+        finally:
+            self.restore_connection(timeout)
+
+    def raise_gap(
+        self,
+        channels: Channels = (),
+        reason: Reason = "connection",
+        *,
+        since: datetime | None = None,
+        dropped: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Have `on_listen` called with a `Gap`, on these channels (none given: on all), for those who hear them.
+
+        It comes in each subscriber's stream, after all that was sent before. Nothing else happens: no event, no
+        counter, no loss. `since` is this moment where not given. Raises `UnknownChannel`, and `ValueError` where
+        nobody with an `on_listen` hears any of them.
+        """
+        if reason not in GRAVEST_FIRST:
+            raise ValueError(f"reason must be one of {', '.join(map(repr, GRAVEST_FIRST))}, not {reason!r:.100}")
+        names = check_channels(channels)
+        reach(self.server, self, monotonic() + 5.0)
+        moment = now()
+        told = []
+        with self._delivery._calls.telling:
+            reg = self._keeper.registry
+            for name in names or tuple(reg.channels):
+                entry = reg.channels.get(name)
+                if entry is None:
+                    raise UnknownChannel(f"channel {name!r} is not registered")
+                if name not in self._listened():
+                    continue
+                gap = Gap(name, reason, since or moment, moment, dropped, error)
+                for id, sub in registry.audience(entry).items():
+                    if sub.on_listen is not None:
+                        told.append((self._delivery._boxes.make(id), Telling(name, gap)))
+            for box, telling in told:
+                box.tell(telling, moment)
+        if not told:
+            raise ValueError("nobody with an on_listen hears any of these channels")
+        self._delivery._offer([box for box, _ in told])
+
+    # -- between the server and the rest --------------------------------------------------------------------
+
+    def _reach(self, deadline: float) -> None:
+        reach(self.server, self, deadline)
+
+    def _on_listener(self) -> bool:
+        keeper = getattr(self, "_keeper", None)
+        link = keeper.link if keeper is not None else None
+        return link is not None and link.listener is not None and link.listener.is_here
+
+    def _Notifier__notify(
+        self,
+        generator: Iterable[Notify],
+        well: datetime | None = None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """As it is there, and say which marks of `settle` have come through."""
+        batch = generator if isinstance(generator, list) else list(generator)
+        taken: int = super()._Notifier__notify(batch, well, give_up)  # type: ignore[misc]
+        marks = [n.payload for n in batch[:taken] if n.channel == MARK]
+        if marks:
+            self._received -= len(marks)
+            with self.server.lock:
+                self._passed.update(marks)
+                self.server.changed.notify_all()
+        return taken

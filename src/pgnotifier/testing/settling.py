@@ -1,0 +1,74 @@
+"""Waiting until nothing is left to do: all that was sent is handed over, and all calls have returned."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from psycopg import Notify
+
+if TYPE_CHECKING:
+    from .notifier import MemoryNotifier
+    from .server import MemoryServer
+
+MARK = "\0"  # a channel that nobody can subscribe to
+LOOK = 0.01  # seconds after which is looked again at what changes without a word
+
+_tokens = count(1)
+
+
+def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
+    while True:
+        notifiers = server.notifiers()
+        if any(n._delivery.in_a_callback() for n in notifiers):
+            raise RuntimeError("settle() in a callback would wait for that callback itself")
+        before = _seen(server, notifiers)
+        for n in notifiers:
+            reach(server, n, deadline)
+        for _ in range(2):  # a call may begin another where has been looked already; not twice without being seen
+            for n in notifiers:
+                n._delivery.drain(deadline)
+        if monotonic() > deadline:
+            raise TimeoutError(_unsettled(notifiers, timeout))
+        if _seen(server, notifiers) == before:
+            return
+
+
+def _seen(server: MemoryServer, notifiers: list[MemoryNotifier]) -> Any:
+    """What is different after anything was sent, called or changed."""
+    state = {id(n): (id(n._keeper.registry), n._received, n._delivery.counts()) for n in notifiers}
+    return server.commits, state
+
+
+def reach(server: MemoryServer, n: MemoryNotifier, deadline: float) -> None:
+    """Wait until all that was sent to `n` until now is in its mailboxes; not where it has no way to the server."""
+    token, marked = str(next(_tokens)), None
+    with server.lock:
+        while n.is_running() and not server._barred(n._door):
+            if token in n._passed:
+                n._passed.discard(token)
+                return
+            if monotonic() > deadline:
+                raise TimeoutError("a notifier does not take what was sent to it" + _why(server))
+            session = n._keeper.session
+            conn = server._connections.get(session.pid) if session is not None else None
+            if conn is not None and conn is not marked:
+                marked = conn
+                conn.push([Notify(MARK, token, 0)])
+            server.changed.wait(LOOK)
+
+
+def _why(server: MemoryServer) -> str:
+    return ": the server is frozen" if server.frozen else ""
+
+
+def _unsettled(notifiers: list[MemoryNotifier], timeout: float) -> str:
+    waiting = sum(n._delivery.counts()["pending"] for n in notifiers)
+    text = f"not settled within {timeout:g} seconds: {waiting} notifications wait, or callbacks have not returned"
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return text
+    return f"{text}; on an event loop's thread use `await asyncio.to_thread(server.settle)`"
