@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from math import inf
+from time import monotonic
 from typing import Any
+
+# A signal that comes just before a thread blocks is seen when it returns: soon where the wait has just begun, for a
+# signal may be an answer to what came before; later there is hardly one in so short a moment.
+SOON, LATEST = 0.01, 30.0  # seconds
 
 
 class Flag:
@@ -28,8 +34,10 @@ class Flag:
         waiter.acquire()
         self._waiters.append(waiter)
         try:
-            if not self._value:
-                waiter.acquire(timeout=-1 if timeout is None else max(0.0, min(timeout, 1e6)))
+            seconds, deadline = SOON, inf if timeout is None else monotonic() + timeout
+            while not self._value and (left := deadline - monotonic()) > 0:
+                waiter.acquire(timeout=min(seconds, left))
+                seconds = min(2 * seconds, LATEST)
             return self._value
         finally:
             self._waiters.remove(waiter)

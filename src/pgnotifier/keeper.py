@@ -139,7 +139,7 @@ class Keeper:
 
     def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> bool:
         # A name that an earlier call left pending does not make another call fail; to apply it was asked for here.
-        own = set(add) if new is self.registry else {name for name, _ in new.touched}
+        own = set(add) if new.channels is self.registry.channels else {name for name, _ in new.touched}
         well = session.well
         try:
             if link.session is session:  # else lost while the thread ended
@@ -186,12 +186,12 @@ class Keeper:
         """Connect and begin to listen, where there is no link; else apply what is pending."""
         link = self.link
         if link is not None and not link.closed and link.is_here:
-            self.change(lambda reg: reg, self.apply)  # in another thread: a change may be waiting for this one to end
+            self.change(registry.untold, self.apply)  # in another thread: a change may be waiting for this one to end
             return
         with self._starting:
             with self._changing:
                 if self.running:
-                    self.change(lambda reg: reg, self.apply)  # after the one that this interrupts, where it does
+                    self.change(registry.untold, self.apply)  # after the one that this interrupts, where it does
                     return
                 if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins again
                     self._finish(self.link, undisturbed=True)

@@ -107,10 +107,10 @@ class Loops(Guard):
         """Take the claim back where the event loop that has it is closed."""
         loop, shipped = box.loop, box.shipped
         if shipped is not None and loop is not None and loop.is_closed():
-            self.reclaim(box, shipped, closed=True)
+            self.reclaim(box, shipped)
 
-    def reclaim(self, box: Mailbox, shipped: deque[Shared | Telling], closed: bool = False) -> None:
-        """Take the claim back from an event loop, with what was not begun; what was, fails where it is closed."""
+    def reclaim(self, box: Mailbox, shipped: deque[Shared | Telling]) -> None:
+        """Take the claim back from an event loop, with what was not begun; what was, and has not ended, fails."""
         if box.shipped is not shipped:  # without the lock: the garbage collector may come here from anywhere
             return
         with box.lock:
@@ -118,7 +118,7 @@ class Loops(Guard):
                 return
             box.shipped = box.loop = None
             begun, box.awaited = box.awaited, None
-        if closed and begun is not None:
+        if begun is not None:
             self.failed(box, begun.channel, RuntimeError("the event loop was closed under the callback"))
         box.give_back(tuple(shipped))
         self.awaiting.discard(box)
@@ -126,13 +126,15 @@ class Loops(Guard):
 
     async def _await_one(self, box: Mailbox, sub: Any, item: Shared | Telling) -> None:
         box.awaited = item
+        collected = False
         try:
             if isinstance(item, Telling):
                 await sub.on_listen(box.id, item.channel, item.gap)
             else:
                 await sub.fn(box.id, item.channel, item.payload, item.pid)
                 box.delivered += 1
-        except GeneratorExit:  # collected after its loop was closed
+        except GeneratorExit:  # after its loop was closed; `reclaim` reports it
+            collected = True
             raise
         except asyncio.CancelledError as error:
             self.failed(box, item.channel, error)
@@ -143,5 +145,5 @@ class Loops(Guard):
             self.fatally(box, error)
             raise
         finally:
-            if box.awaited is item:
+            if box.awaited is item and not collected:
                 box.awaited = None

@@ -253,7 +253,7 @@ class Notifier:
 
     def __maybe_restart(self, new: Registry | None = None) -> None:
         """Compare valid with active channels; where they differ: stop the thread, LISTEN, start a new one."""
-        self._keeper.apply(self._keeper.registry if new is None else new)
+        self._keeper.apply(registry.untold(self._keeper.registry) if new is None else new)
 
     def __maybe_stop(self, timeout: float = 10.0, drain: bool = False) -> None:
         """End the listener thread, where there is one, and close its session; then the workers."""

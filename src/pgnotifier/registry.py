@@ -80,6 +80,12 @@ def told(reg: Registry) -> Registry:
     return Registry(reg.channels, reg.ids) if reg.stale or reg.touched else reg
 
 
+def untold(reg: Registry) -> Registry:
+    """`reg` as if the server had been told of nothing: all that is valid is compared with what is listened to."""
+    valid = {name: True for name, entry in reg.channels.items() if entry.valid and name != SYSCHAN}
+    return Registry(reg.channels, reg.ids, reg.stale.update(valid))
+
+
 def is_valid(reg: Registry, name: str) -> bool:
     """Whether that channel should be listened to; SYSCHAN always is, and does not count."""
     entry = reg.channels.get(name)

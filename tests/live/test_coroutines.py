@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import threading
 import time
@@ -198,6 +199,29 @@ def test_a_loop_closed_under_a_callback_is_no_reason_to_stop(
         began = time.monotonic()
         n.stop()
         assert time.monotonic() - began < 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loop_that_is_closed_and_collected(server: str, sender: Conn, channel: str) -> None:
+    """Contract 8: the call that was under way failed, though the garbage collector ended it."""
+    begun = threading.Event()
+
+    async def hang(*_: Any) -> None:
+        begun.set()
+        await asyncio.get_running_loop().create_future()  # nobody else refers to it
+
+    def begin(n: Notifier) -> None:
+        running = LoopThread()
+        n.subscribe("closed", channel, hang, loop=running.loop)
+        send(sender, channel, 1, 1)
+        assert begun.wait(10)
+        running.end()
+
+    with Notifier(server) as n:
+        begin(n)
+        gc.collect()
+        send(sender, channel, 2, 2)
+        until(lambda: n.status()["failed"] == 2)
 
 
 def test_stop_does_not_wait_for_a_loop_that_is_closed(

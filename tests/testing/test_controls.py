@@ -392,6 +392,15 @@ def test_refused_names(memory: MemoryServer, n: Any, log: Log, events: Log) -> N
         ("channel_refused", "b"),
         ("reconnected", None),
     ]
+    with pytest.raises(psycopg.DataError, match="'b'"):
+        n.restart()
+    memory.accept()
+    n.restart()
+    assert n.active_channels() == ["a", "b"]
+    memory.refuse("b")
+    with n.connection_lost():
+        pass
+    assert n.active_channels() == ["a"]
     memory.accept()
     with n.connection_lost():
         pass

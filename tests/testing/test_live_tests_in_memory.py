@@ -55,6 +55,7 @@ LEFT_OUT = {
         "test_a_password_is_not_in_the_error_of_a_later_connection": "is about the way to a server",
         "test_a_wrong_password_is_not_shown": "is about the way to a server",
         "test_a_password_is_not_shown_in_a_life": "is about the way to a server",
+        "test_a_dbconf_that_cannot_be_says_what_is_wrong": "is about the way to a server",
     },
 }
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from time import monotonic
-from typing import Any, cast
+from typing import cast
 
 from psycopg import Notify
 
@@ -19,7 +19,7 @@ from ..notifier import Notifier
 from ..payload import decode as default_decode
 from ..sender import Sender
 from ..session import now
-from ..types import Channels, DbConf
+from ..types import Channels, DbConf, Decoder
 from .backend import Door
 from .server import MemoryServer
 from .settling import MARK, reach
@@ -39,7 +39,7 @@ class MemoryNotifier(Notifier):
         self,
         dbconf: DbConf = "",
         *,
-        decode: Callable[[str], Any] = default_decode,
+        decode: Decoder = default_decode,
         workers: int = 1,
         max_pending: int = 100_000,
         heartbeat: float | None = 10.0,
