@@ -33,11 +33,12 @@ class Calls(Loops):
         hand = box.grab()
         epoch = self.epoch  # after that: what came since a stop must not count as taken before it
         subs = box.subs
-        delivered = 0
-        for number, item in enumerate(hand):
-            view = self.view
-            if view is not box.seen:
-                subs, view = self._refreshed(box)
+        delivered, number = 0, -1
+        seen = box.seen
+        for item in hand:
+            number += 1
+            if self.view is not seen:
+                subs, seen = self._refreshed(box)
                 if self.epoch != epoch:
                     self.void(box, hand[number:])
                     break
@@ -61,7 +62,7 @@ class Calls(Loops):
                 continue  # it was unsubscribed, and subscribed again, since then
             sub = subs.get(channel, _UNKNOWN)
             if sub is _UNKNOWN:
-                sub = subs[channel] = registry.subscription(view, id, channel)
+                sub = subs[channel] = registry.subscription(seen, id, channel)
             if sub is None:
                 continue
             if sub.awaits:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from operator import itemgetter
 from time import monotonic
 from typing import Any
 
@@ -21,6 +22,8 @@ from .mailbox import Mailbox
 from .registry import SYSCHAN, Channel, Registry, Subscription
 from .session import now
 from .workers import Workers
+
+_channel = itemgetter(0)  # of a Notify
 
 READ_ON = 0.01  # seconds after which the listener looks at the socket again while it waits for room
 ANNOUNCE = 1.0  # seconds between two events that tell of one mailbox's overflow
@@ -76,11 +79,15 @@ class Posting:
             self._routed = (view, {})
         routes = self._routed[1]
         size = len(batch)
+        channels = list(map(_channel, batch))
+        one = (
+            size > 0 and channels.count(channels[0]) == size
+        )  # as it mostly is; ten times as fast as to look for runs
         begin = 0
         while begin < size:
-            channel = batch[begin].channel
-            end = begin + 1
-            while end < size and batch[end].channel == channel:
+            channel = channels[begin]
+            end = size if one else begin + 1
+            while end < size and channels[end] == channel:
                 end += 1
             try:
                 route = routes[channel]
