@@ -82,7 +82,7 @@ class Posting:
         channels = list(map(_channel, batch))
         one = (
             size > 0 and channels.count(channels[0]) == size
-        )  # as it mostly is; ten times as fast as to look for runs
+        )  # as it mostly is
         begin = 0
         while begin < size:
             channel = channels[begin]
