@@ -80,9 +80,7 @@ class Posting:
         routes = self._routed[1]
         size = len(batch)
         channels = list(map(_channel, batch))
-        one = (
-            size > 0 and channels.count(channels[0]) == size
-        )  # as it mostly is
+        one = size > 0 and channels.count(channels[0]) == size  # as it mostly is
         begin = 0
         while begin < size:
             channel = channels[begin]

@@ -7,8 +7,11 @@ import platform
 from statistics import median, quantiles
 from typing import Any
 
+from .layers import LAYERS
 from .rows import OURS, Row
 from .run import Results
+
+REFERENCE = 0.6  # microseconds of `json.loads("42")` where the contract's absolute figures were measured
 
 
 def machine(dsn: str) -> dict[str, str]:
@@ -50,7 +53,12 @@ def judged(results: Results, row: Row) -> list[tuple[str, str, str, bool]]:
     mine = values(results, row.experiment, OURS, row.metric)
     lines = []
     if mine and row.most is not None:
-        lines.append(("", "", f"at most {row.most:g} {row.unit}", median(mine) <= row.most))
+        scaled = ""
+        if row.most:
+            speeds = values(results, row.experiment, OURS, "reference_us")
+            then = [value * REFERENCE / speed for value, speed in zip(mine, speeds, strict=True)]
+            scaled = f"at the speed of the contract's machine: {shown(then, row.unit)}"
+        lines.append((scaled, "", f"at most {row.most:g} {row.unit}", median(mine) <= row.most))
     for (experiment, reader), (word, limit) in row.against.items():
         others = values(results, experiment, reader, row.metric)
         ratios = [a / b for a, b in zip(mine, others, strict=False)]
@@ -73,7 +81,7 @@ def text(results: Results, table: list[Row], about: dict[str, str]) -> str:
         for number, (other, ratio, limit, reached) in enumerate(judged(results, row)):
             first = (row.title, shown(mine, row.unit)) if not number else ("", "")
             lines.append(f"| {' | '.join((*first, other, ratio, limit, 'yes' if reached else '**no**'))} |")
-    lines += ["", *_readers(results), "", _versions(results, about)]
+    lines += ["", *_readers(results), "", *_layers(results), "", _versions(results, about)]
     return "\n".join(lines)
 
 
@@ -104,15 +112,35 @@ def _readers(results: Results) -> list[str]:
     return lines
 
 
+def _layers(results: Results) -> list[str]:
+    """CPU of each layer: what it adds to all below it."""
+    found = {name.partition(" ")[2]: name for name in results if name.startswith("layers ")}
+    lines = [
+        f"| CPU µs a message | {' | '.join(f'{w}, in all | added' for w in found)} |",
+        "| --- " * (2 * len(found) + 1) + "|",
+    ]
+    before = dict.fromkeys(found, 0.0)
+    for layer in LAYERS:
+        cells = [f"| {layer} "]
+        for what, name in found.items():
+            every = values(results, name, OURS, layer)
+            cells.append(f"| {shown(every)} | {short(median(every) - before[what])} ")
+            before[what] = median(every)
+        lines.append("".join(cells) + "|")
+    return lines if found else []
+
+
 def _versions(results: Results, about: dict[str, str]) -> str:
     found: dict[str, None] = {}
+    speeds = [r["reference_us"] for readers in results.values() for rounds in readers.values() for r in rounds]
     for readers in results.values():
         for rounds in readers.values():
             for result in rounds:
                 found.update(dict.fromkeys(f"{name} {v}" for name, v in result["versions"].items()))
     return (
         f"Python {about['python']}, PostgreSQL {about['postgresql']}, {about['system']}, {about['cores']} cores; "
-        f"{', '.join(sorted(found))}."
+        f"{', '.join(sorted(found))}. `json.loads('42')` took {shown(speeds, 'µs')} here, and {REFERENCE} µs where the "
+        "contract's absolute figures were measured."
     )
 
 

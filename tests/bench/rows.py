@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .measures import PAYLOADS, sized
+from .bursts import PAYLOADS, sized
 from .readers import READERS
 
 ALL = tuple(READERS)
@@ -48,6 +48,7 @@ def experiments(quick: bool) -> list[Experiment]:
         Experiment("change", "change", {"count": 10 if quick else 100}, (OURS, ASYNCPG, OLD)),
         Experiment("idle", "idle", {"seconds": 0.3 if quick else 3}, ALL),
         Experiment("import", "import_time", {}),
+        *(Experiment(f"layers {p}", "layers", {"payload": PAYLOADS[p], "count": many}) for p in PAYLOADS),
         *(Experiment(f"growth {n}", "growth", {"channels": n, "count": times}) for n in few),
         *(Experiment(f"fanout {n}", "fanout", {"subscribers": n, "count": times}) for n in few),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .measures import ROOT
+from .bursts import ROOT
 from .rows import OLD, Experiment
 
 Results = dict[str, dict[str, list[dict[str, Any]]]]  # experiment, reader, round

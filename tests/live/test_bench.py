@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bench import measures, plots, report, rows
+from bench import bursts, changes, layers, measures, plots, process, report, rows
 from bench.readers import READERS
 
 TINY: list[tuple[str, dict[str, Any]]] = [
-    ("throughput", {"payload": measures.PAYLOADS["rows"], "count": 200, "bursts": 1}),
+    ("throughput", {"payload": bursts.PAYLOADS["rows"], "count": 200, "bursts": 1}),
     ("latency", {"count": 10}),
     ("idle", {"seconds": 0.05}),
 ]
@@ -25,17 +25,28 @@ def test_readers(server: str, reader: str, measure: str, arguments: dict[str, An
 
 
 def test_changes(server: str) -> None:
-    assert measures.change(server, "ours", 3)["p50"] > 0
-    grown = measures.growth(server, "ours", 5, 2)
+    assert changes.change(server, "ours", 3)["p50"] > 0
+    grown = changes.growth(server, "ours", 5, 2)
     assert {"setup", "subscribe", "mute_channels", "mute_subscriber", "message"} <= grown.keys()
-    assert measures.fanout(server, "ours", 20, 2)["us"] > 0
-    assert measures.import_time(server, "ours")["ms"] > 0
+    assert changes.fanout(server, "ours", 20, 2)["us"] > 0
+    assert process.import_time(server, "ours")["ms"] > 0
+
+
+def test_layers(server: str) -> None:
+    found = layers.layers(server, "ours", bursts.PAYLOADS["rows"], 200, 1)
+    assert list(found) == list(layers.LAYERS)
+    assert min(found.values()) > 0
+    assert process.reference() > 0
 
 
 def test_report() -> None:
     """Table, JSON and plots of made-up results."""
-    number = {"versions": {"pgnotifier": "1.0.0"}, "sorted_us": [1.0, 2.0]}
-    metrics = [row.metric for row in rows.rows(True)] + [c[1] for c in report.COLUMNS] + ["calls_us", "message"]
+    number = {"reference_us": 0.5, "versions": {"pgnotifier": "1.0.0"}, "sorted_us": [1.0, 2.0]}
+    metrics = (
+        [row.metric for row in rows.rows(True)]
+        + [c[1] for c in report.COLUMNS]
+        + ["calls_us", "message", *layers.LAYERS]
+    )
     one = number | dict.fromkeys(metrics, 2.0)
     results = {e.name: {r: [one, one] for r in e.readers} for e in rows.experiments(True)}
     about = {"python": "3", "postgresql": "18", "system": "x", "cores": "2"}
