@@ -115,10 +115,8 @@ def _readers(results: Results) -> list[str]:
 def _layers(results: Results) -> list[str]:
     """CPU of each layer: what it adds to all below it."""
     found = {name.partition(" ")[2]: name for name in results if name.startswith("layers ")}
-    lines = [
-        f"| CPU µs a message | {' | '.join(f'{w}, in all | added' for w in found)} |",
-        "| --- " * (2 * len(found) + 1) + "|",
-    ]
+    heads = " | ".join(f"{what}, in all | added" for what in found)
+    lines = [f"| CPU µs a message | {heads} |", "| --- " * (2 * len(found) + 1) + "|"]
     before = dict.fromkeys(found, 0.0)
     for layer in LAYERS:
         cells = [f"| {layer} "]
@@ -139,8 +137,8 @@ def _versions(results: Results, about: dict[str, str]) -> str:
                 found.update(dict.fromkeys(f"{name} {v}" for name, v in result["versions"].items()))
     return (
         f"Python {about['python']}, PostgreSQL {about['postgresql']}, {about['system']}, {about['cores']} cores; "
-        f"{', '.join(sorted(found))}. `json.loads('42')` took {shown(speeds, 'µs')} here, and {REFERENCE} µs where the "
-        "contract's absolute figures were measured."
+        f"{', '.join(sorted(found))}. `json.loads('42')` took {shown(speeds, 'µs')} here, and {REFERENCE} µs where "
+        "the contract's absolute figures were measured."
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 NAME = "pgnotifier-1.0.0"
 NOTHING_ELSE = {"pgnotifier", "psycopg", "pyrsistent", "typing-extensions", "pip"}
-PUBLIC_MODULES = ["pgnotifier.types"]  # all of them; of `pgnotifier` what it exports
+PUBLIC_MODULES = ["pgnotifier.testing", "pgnotifier.types"]  # all of them; of `pgnotifier` what it exports
 HOMES = "import pgnotifier as p; print(*(f'{o.__module__}.{o.__qualname__}' for o in map(p.__dict__.get, p.__all__)))"
 SHORT = ["tests/unit/test_maps_and_backoff.py", "tests/live/test_docs.py"]  # pure, and with a server
 
