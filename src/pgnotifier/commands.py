@@ -42,7 +42,7 @@ class Feed:
         self._limit = limit
         self._changed = threading.Condition()
         self._lines: list[tuple[Line, bool]] = []
-        self.closed = False
+        self.closed: bool = False
 
     def put(self, line: Line, counts: bool) -> None:
         """From the worker. `counts`: it is a notification, not an event."""

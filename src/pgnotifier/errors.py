@@ -2,10 +2,10 @@
 
 try:
     import psycopg
-except ImportError as error:
+except ImportError as _error:
     from .libpq import missing
 
-    raise missing(error) from error
+    raise missing(_error) from _error
 
 
 class NotifierError(Exception):

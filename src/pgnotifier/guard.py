@@ -40,8 +40,8 @@ class Guard:
         self.offered: Callable[[Mailbox], None] = lambda box: None
         self.view = EMPTY
         self.epoch = 0
-        self.hearing = Hearing()
-        self.telling = threading.RLock()  # held to change `view` together with `hearing`
+        self.hearing: Hearing = Hearing()
+        self.telling: Any = threading.RLock()  # held to change `view` together with `hearing`
         self.awaiting: set[Mailbox] = set()  # on an event loop, begun
 
     def payload(self, box: Mailbox, item: Shared) -> Any:

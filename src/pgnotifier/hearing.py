@@ -18,6 +18,8 @@ class Telling:
     """A call of `on_listen` that stands in a mailbox: with a gap, or with None the first time."""
 
     __slots__ = ("channel", "gap")
+    channel: str
+    gap: Gap | None
 
     def __init__(self, channel: str, gap: Gap | None) -> None:
         self.channel, self.gap = channel, gap

@@ -43,10 +43,10 @@ class Keeper:
         notify: Callable[[list[Any], datetime, Callable[[], bool]], int],
         reg: Registry = EMPTY,
     ) -> None:
-        self.registry = reg
+        self.registry: Registry = reg
         self.link: Link | None = None
-        self.history = History()
-        self.stopped = Flag(True)
+        self.history: History = History()
+        self.stopped: Flag = Flag(True)
         self._delivery, self._notify = delivery, notify
         self._lock = threading.RLock()
         self._changing = threading.RLock()

@@ -61,7 +61,7 @@ class Link:
         self._breaker = Breaker()
         self._loop = new_loop()
         self._running = threading.Lock()  # held by the thread that runs the loop
-        self.turn = threading.Lock()  # whoever has it owns the session
+        self.turn: threading.Lock = threading.Lock()  # whoever has it owns the session
         self.session: Session | None = None
         self._listeners: tuple[Listener, ...] = ()
         self.closed = False

@@ -29,8 +29,8 @@ class Mailbox:
     def __init__(self, id: Hashable, limit: int) -> None:
         self.id = id
         self.limit = limit
-        self.lock = threading.RLock()  # reentrant: a signal handler may stop the notifier anywhere
-        self.claim = threading.Lock()
+        self.lock: Any = threading.RLock()  # reentrant: a signal handler may stop the notifier anywhere
+        self.claim: threading.Lock = threading.Lock()
         self.loop: Any = None  # the event loop that has the claim
         self.awaited: Any = None  # what that loop is in the middle of
         self.shipped: deque[Any] | None = None  # to that loop, and not begun
@@ -39,20 +39,23 @@ class Mailbox:
         self.subs: dict[str, Any] = {}
         self.turn = 8  # items to take at a time, as fast as the callback is
         self.waited_for = False  # the listener waits for room
-        self.announced = 0.0  # monotonic seconds, when an event last told of an overflow
-        self.taken = 0
+        self.announced: float = 0.0  # monotonic seconds, when an event last told of an overflow
+        self.taken: int = 0
+        self.patience: float
         self.renew()
         self.items: deque[Any] = deque()
         self.fanned: datetime | None = None  # it is in a Fanout: before that moment all had been received
         self._latest: dict[str, Latest] = {}
-        self.held = 0  # taken, and not begun
+        self.held: int = 0  # taken, and not begun
         self._added = 0
         self._marks: deque[tuple[int, datetime]] = deque()
         self._first: dict[str, bool] = {}  # channels whose first telling comes before all that waits
         self._lost: dict[str, Gap] = {}  # and gaps of what was thrown away there
         self.barriers: dict[str, int] = {}  # channels with a Begin among the items, and how many
         self.unannounced: dict[str, int] = {}  # how many of them no event has told
-        self.delivered = self.failed = self.dropped = 0
+        self.delivered: int = 0
+        self.failed: int = 0
+        self.dropped: int = 0
 
     def renew(self) -> None:
         self.patience = PATIENCE

@@ -58,11 +58,12 @@ class Session:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
         self._breaker = breaker
         self._heartbeat = heartbeat
-        self._known = self._clean = self.drained = now()
+        self.drained: datetime = now()
+        self._known = self._clean = self.drained
         self._ahead = 0
         self._conn = connect(source, breaker)
         try:
-            self.fileno = self._conn.fileno()
+            self.fileno: int = self._conn.fileno()
             self._inode = os.fstat(self.fileno).st_ino
             self._encrypted = self._conn.pgconn.ssl_in_use
             self.active: PMap[str, bool] = pmap()
@@ -70,7 +71,7 @@ class Session:
             self._asked: tuple[float, datetime] | None = None  # when the check that is under way was sent
             self._partial: list[Any] = []  # what has come of its answer
             self._heard = self._answered = monotonic()
-            self.pid = int(self._ask(_CHECK)[-1].get_value(0, 0))
+            self.pid: int = int(self._ask(_CHECK)[-1].get_value(0, 0))
         except BaseException:
             self._conn.close()
             raise

@@ -44,7 +44,7 @@ class Terminal:
                 stream.reconfigure(errors="backslashreplace", line_buffering=True)
         if json and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
-        self.interactive = _isatty(sys.stdout)
+        self.interactive: bool = _isatty(sys.stdout)
         self._out = _console(sys.stdout)
         self._err = _console(sys.stderr)
         self._live: Any = None  # the console that a live line stands on

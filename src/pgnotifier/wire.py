@@ -43,7 +43,7 @@ class Breaker:
     def __init__(self) -> None:
         self._here, self._there = socket.socketpair()
         self._there.setblocking(False)
-        self.broken = False
+        self.broken: bool = False
 
     def snap(self) -> None:
         self.broken = True

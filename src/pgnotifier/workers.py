@@ -36,7 +36,7 @@ class Workers:
         self._lock = lock = threading.RLock()
         self._work_to_do = threading.Condition(lock)  # workers wait for it, and nobody else
         self._quiet = threading.Condition(lock)  # a mailbox is empty, a worker or an event loop is through
-        self.running = False
+        self.running: bool = False
         self._watchers = 0
         self._ready: deque[Mailbox | Fanout] = deque()
         self._idle = 0

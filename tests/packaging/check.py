@@ -24,8 +24,6 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 NAME = "pgnotifier-1.0.0"
 NOTHING_ELSE = {"pgnotifier", "psycopg", "pyrsistent", "typing-extensions", "pip"}
-PUBLIC_MODULES = ["pgnotifier.testing", "pgnotifier.types"]  # all of them; of `pgnotifier` what it exports
-HOMES = "import pgnotifier as p; print(*(f'{o.__module__}.{o.__qualname__}' for o in map(p.__dict__.get, p.__all__)))"
 SHORT = ["tests/unit/test_maps_and_backoff.py", "tests/live/test_docs.py"]  # pure, and with a server
 
 
@@ -60,6 +58,65 @@ def check_wheel_content(wheel: Path) -> None:
     expected |= {path.removeprefix("src/") for path in tracked() if path.startswith("src/")}
     assert "pgnotifier/py.typed" in expected
     same(expected, set(zipfile.ZipFile(wheel).namelist()))
+
+
+def check_sdist_content(sdist: Path) -> None:
+    """Everything that is kept, but for the dot-files; and .gitignore, which the build reads."""
+    expected = {path for path in tracked() if not path.startswith(".")} | {".gitignore", "PKG-INFO"}
+    with tarfile.open(sdist) as tar:
+        same({f"{NAME}/{path}" for path in expected}, set(tar.getnames()))
+
+
+def check_metadata(wheel: Path) -> None:
+    about = metadata(wheel)
+    assert (about["Name"], about["Version"]) == ("pgnotifier", "1.0.0")
+    assert (about["License-Expression"], about["Requires-Python"]) == ("MIT", ">=3.10")
+    needed = [r for r in about.get_all("Requires-Dist", []) if "extra ==" not in r]
+    assert needed == ["psycopg>=3.2.10", "pyrsistent>=0.20"], needed
+    assert all(about[field] for field in ("Summary", "Author", "Keywords"))
+    urls = dict(line.split(", ") for line in about.get_all("Project-URL", []))
+    same({"Homepage", "Documentation", "Changelog", "Source", "Issues"}, set(urls))
+    text = str(about.get_payload())
+    assert text.startswith("# pgnotifier")
+    assert "](docs/" not in text, "a link of README.md leads nowhere outside of the repository"
+    home = urls["Homepage"]
+    for url in [*urls.values(), *(part.split(")")[0] for part in text.split("](") if part.startswith(home))]:
+        path = url.removeprefix(home).removeprefix("/blob/main/").removeprefix("/tree/main/").partition("#")[0]
+        assert path in ("", "/issues") or (ROOT / path).exists(), f"{url}: there is no such file"
+
+
+def check_wheel(wheel: Path, here: Path) -> None:
+    """First without an extra, then imported, run as a command and on a server, and its public types complete."""
+    python = environment(here / "wheel", wheel)
+    listed = json.loads(run(python, "-m", "pip", "list", "--format=json", cwd=here))
+    same(NOTHING_ELSE, {p["name"].lower().replace("_", "-") for p in listed} - {"setuptools"})
+    imported = subprocess.run([python, "-c", "import pgnotifier"], cwd=here, capture_output=True, text=True)
+    assert imported.returncode == 0 or "pip install 'pgnotifier[binary]'" in imported.stderr, imported.stderr
+    install(python, f"{wheel}[demo]")
+    where = run(python, "-c", "import pgnotifier; print(pgnotifier.__file__)", cwd=here).strip()
+    assert Path(where).is_relative_to(here / "wheel"), where
+    for command in ([python, "-m", "pgnotifier"], [python.parent / "pgnotifier"]):
+        assert run(*command, "--version", cwd=here) == "pgnotifier 1.0.0\n"
+        assert "examples:" in run(*command, "--help", cwd=here)
+    assert "10,000 received, in order" in run(python.parent / "pgnotifier", "demo", cwd=here)
+    check_types(python, here)
+
+
+def check_types(python: Path, here: Path) -> None:
+    """Every public name and what belongs to it has a type that all checkers read alike."""
+    env = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    pyright = [sys.executable, "-m", "pyright", "--verifytypes", "pgnotifier", "--ignoreexternal", "--outputjson"]
+    done = subprocess.run(pyright, cwd=here, env=env, capture_output=True, text=True)
+    report = json.loads(done.stdout)["typeCompleteness"]
+    vague = [
+        f"{symbol['name']}: {' '.join(d['message'] for d in symbol['diagnostics'])}"
+        for symbol in report["symbols"]
+        if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
+    ]
+    assert not vague, "\n".join(["without a full type:", *vague])
+    assert report["completenessScore"] == 1
+    names = {symbol["name"] for symbol in report["symbols"]}
+    assert {"pgnotifier.notifier.Notifier.subscribe", "pgnotifier.types.Callback"} <= names
 
 
 def check_sdist_content(sdist: Path) -> None:

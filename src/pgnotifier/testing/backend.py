@@ -41,7 +41,8 @@ class Door(wire.Server):
     """One notifier's way to listen: `shut` says why it is closed. What comes on the listener thread waits at it."""
 
     def __init__(self, server: Backend, on_listener: Callable[[], bool]) -> None:
-        self._server, self.on_listener = server, on_listener
+        self._server = server
+        self.on_listener: Callable[[], bool] = on_listener
         self.shut = ""
         self.waiting = False
 
@@ -54,8 +55,8 @@ class Backend(wire.Server):
 
     def __init__(self) -> None:
         self.sent: list[Sent] = []
-        self.frozen = False
-        self.commits = 0
+        self.frozen: bool = False
+        self.commits: int = 0
         self._down = ""
         self._pid = next(_pids)
         self._refused: set[str] = set()
@@ -65,8 +66,8 @@ class Backend(wire.Server):
         _servers.add(self)
 
     def _open_lock(self) -> None:
-        self.lock = threading.RLock()  # reentrant: a signal handler may call anything anywhere
-        self.changed = threading.Condition(self.lock)
+        self.lock: Any = threading.RLock()  # reentrant: a signal handler may call anything anywhere
+        self.changed: threading.Condition = threading.Condition(self.lock)
 
     def connect(self, breaker: wire.Breaker, deadline: float | None) -> psycopg.Connection[Any]:
         """To send: a way that is open whenever the server is up."""

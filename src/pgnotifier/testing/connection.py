@@ -55,13 +55,14 @@ class PGconn:
 
     def __init__(self, backend: Backend, pid: int, door: object) -> None:
         self._backend = backend
-        self.backend_pid, self.door = pid, door
-        self.status = pq.ConnStatus.OK
+        self.backend_pid: int = pid
+        self.door: object = door
+        self.status: pq.ConnStatus = pq.ConnStatus.OK
         self.channels: dict[str, bool] = {}
         self._near, self._far = socket.socketpair()
         self._near.setblocking(False)
         self._far.setblocking(False)
-        self.socket = self._near.fileno()
+        self.socket: int = self._near.fileno()
         self._inode = os.fstat(self.socket).st_ino
         self._rung = False
         self._arrived: deque[Notify] = deque()

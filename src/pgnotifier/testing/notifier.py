@@ -49,7 +49,7 @@ class MemoryNotifier(Notifier):
     ) -> None:
         check_dbconf(dbconf)
         check_options(decode, workers, max_pending, heartbeat, retry_delay)
-        self.server = server or self._default_server or MemoryServer()
+        self.server: MemoryServer = server or self._default_server or MemoryServer()
         self._door = Door(self.server, self._on_listener)
         self._passed: set[str] = set()
         super().__init__(
