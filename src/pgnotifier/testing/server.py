@@ -128,7 +128,7 @@ class MemoryServer(Backend):
     def freeze(self) -> None:
         """It answers nothing and sends nothing until `thaw()`, as behind a network that has silently gone."""
         with self.lock:
-            self.frozen = True
+            self.frozen: bool = True
 
     def thaw(self) -> None:
         """It goes on, with what has been sent meanwhile."""
