@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 NAME = "pgnotifier-1.0.0"
 NOTHING_ELSE = {"pgnotifier", "psycopg", "pyrsistent", "typing-extensions", "pip"}
-SHORT = ["tests/unit/test_maps_and_backoff.py", "tests/live/test_docs.py"]  # pure, and with a server
+SHORT = ["tests/unit/test_maps_and_backoff.py", "tests/live/test_fanout.py"]  # pure, and with a server
 
 
 def main() -> None:
