@@ -13,6 +13,9 @@ from . import environment
 ROOT = Path(__file__).resolve().parents[2]
 
 
+BEGIN, END = "<!-- table: written by python -m tests.bench -->", "<!-- end of table -->"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure contract 15, side by side.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it works")
@@ -39,7 +42,10 @@ def main() -> int:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(json.dumps({"machine": machine, "results": report.rounded(results)}) + "\n")
-        (out / "table.md").write_text(text + "\n")
+        if options.out is None:
+            page = ROOT / "docs" / "performance.md"
+            before, _, rest = page.read_text().partition(BEGIN)
+            page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
         for name, svg in plots.all_plots(results).items():
             (out / f"{name}.svg").write_text(svg)
     return 0
