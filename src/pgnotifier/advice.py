@@ -21,7 +21,13 @@ WHERE = "check --dsn, or PGHOST, PGPORT, PGUSER, PGDATABASE and PGPASSWORD"
 # answer to those that are not recognised.
 _REMEDIES = [
     (r"connection refused|no such file|is the server running", "is the server running? " + WHERE),
-    (r"resolve|translate host name|name or service", "no such host: check the host's name in --dsn or PGHOST"),
+    (
+        r"resolve|translate host name|name or service",
+        "no such host: check the host's name in --dsn or PGHOST; in a URI write %40 for an @ of the password",
+    ),
+    (r"definition of service", "check --dsn or PGSERVICE, and the service file: ~/.pg_service.conf or PGSERVICEFILE"),
+    (r"connect_timeout must be", "write a number of seconds in --dsn or PGCONNECT_TIMEOUT: connect_timeout=10"),
+    (r"no equivalent in encoding", "the database's encoding can't hold it: use other characters, or a UTF8 database"),
     (r"password authentication failed", "check the user and the password: --dsn, PGUSER, PGPASSWORD or ~/.pgpass"),
     (r"no password supplied", "give the password in PGPASSWORD, ~/.pgpass or --dsn"),
     (r"database .* does not exist", "name another with --dsn or PGDATABASE, or create it: createdb"),

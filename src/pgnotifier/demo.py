@@ -60,21 +60,27 @@ class _Heard:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._calls: list[tuple[Any, Any]] = []
+        self._unwritten: OSError | None = None  # standard output is a pipe whose reader has gone
 
     def __call__(self, id: Any, channel: str, payload: Any, pid: int) -> None:
         if isinstance(payload, dict):  # before it counts, so that the main thread prints its own lines later
             table, op, row = payload["table"], payload["op"], payload["row"]
-            print(f"   {id:8} <- {op} on {table}: {row}")
+            try:
+                print(f"   {id:8} <- {op} on {table}: {row}")
+            except OSError as error:  # the main thread ends the demo, and not a callback that fails
+                self._unwritten = error
         with self._changed:
             self._calls.append((id, payload))
             self._changed.notify_all()
 
     def expect(self, count: int) -> list[tuple[Any, Any]]:
-        """Wait for `count` calls since the last time, and take them."""
+        """Wait for `count` calls since the last time, and take them. Raises what kept one from being shown."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._calls) >= count, DEADLINE):
                 raise DemoFailed(f"{len(self._calls)} of {count} calls came within {DEADLINE:g} seconds")
             calls, self._calls = self._calls, []
+            if self._unwritten is not None:
+                raise self._unwritten
             return calls
 
 

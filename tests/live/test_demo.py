@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import Any
 
@@ -21,6 +22,18 @@ def test_demo_on_a_dsn_leaves_nothing(
     assert [line[:2] for line in out.splitlines() if line[:1] != " "] == ["1.", "2.", "3.", "4."]
     left = sender.execute("select count(*) from pg_namespace where nspname like 'pgnotifier_demo%'").fetchone()
     assert left == (0,)
+
+
+def test_a_closed_pipe_ends_it_at_once(server: str) -> None:
+    """`| head -1`: what fails to be shown is in a callback, too."""
+    command = [sys.executable, "-m", "pgnotifier", "demo", "--dsn", server]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("1.")
+        process.stdout.close()
+        assert process.wait(15) == 0
+        assert process.stderr.read() == ""
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
