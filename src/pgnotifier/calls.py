@@ -141,7 +141,7 @@ class Calls(Loops):
                 else:
                     box.fanned = None
                     box.claim.release()
-                    if box.items:
+                    if box.items or box.leaving:
                         self.offered(box)
             if perf_counter() > end:
                 return

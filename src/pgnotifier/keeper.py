@@ -27,6 +27,8 @@ from .session import REFUSALS, Session, now
 from .types import DbConf
 from .wire import Abandoned
 
+RELIEF_TIME = 0.05  # seconds that a change under way waits for room in mailboxes before it looks at the server again
+
 STOPPED: dict[str, Any] = {"event": "stopped"}
 Step = Callable[[Registry], Registry]
 
@@ -45,6 +47,7 @@ class Keeper:
     ) -> None:
         self.registry: Registry = reg
         self.link: Link | None = None
+        self._unfinished: list[Link] = []  # whose end is under way
         self.history: History = History()
         self.stopped: Flag = Flag(True)
         self._delivery, self._notify = delivery, notify
@@ -129,13 +132,18 @@ class Keeper:
                 if new is not self.registry or new.stale:
                     self._swap(new, told=True)
                 return True
+            # Were it to end half way, what the server was told of is compared anew.
+            self.registry = registry.unsure(self.registry, differ)
             if link.listener is not None:
                 link.listener.ask_to_give_way()
-        with link.turn:
-            try:
+        self.history.restarts += 1
+        link.wished = True
+        try:
+            with link.turn:
+                link.wished = False
                 return self._listen(link, session, new, add, remove)
-            finally:
-                self.history.restarts += 1
+        finally:
+            link.wished = False
 
     def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> bool:
         # A name that an earlier call left pending does not make another call fail; to apply it was asked for here.
@@ -144,7 +152,7 @@ class Keeper:
         try:
             if link.session is session:  # else lost while the thread ended
                 link.hand_over(session)
-                refused = session.listen_where_allowed(add, remove)
+                refused = session.listen_where_allowed(add, remove, lambda: link.hand_over(session, RELIEF_TIME))
                 if own & refused.keys():
                     added = [name for name in add if name not in refused]
                     session.listen_where_allowed(remove, added)
@@ -189,24 +197,28 @@ class Keeper:
             self.change(registry.untold, self.apply)  # in another thread: a change may be waiting for this one to end
             return
         with self._starting:
-            with self._changing:
-                if self.running:
-                    self.change(registry.untold, self.apply)  # after the one that this interrupts, where it does
-                    return
-                if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins again
-                    self._finish(self.link, undisturbed=True)
-                link = Link(self._setting)
-                with self._lock:
-                    self.link = link
-                    self.registry = registry.renewed(self.registry)
-                    self.stopped.clear()
+            link = None
             try:
+                with self._changing:
+                    if self.running:
+                        self.change(registry.untold, self.apply)  # after the one that this interrupts, where it does
+                        return
+                    if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins
+                        self._finish(self.link, undisturbed=True)
+                    self._finish_rest()
+                    link = Link(self._setting)
+                    with self._lock:
+                        self.registry = registry.renewed(self.registry)
+                        self.stopped.clear()
+                        self.link = link
                 self._delivery.start(self.registry)
                 session = link.connect()  # changes are recorded meanwhile, and the connection begins with them
                 self._delivery.event({"event": "connected"})
                 log(INFO, "connected, listening to %d channels", len(session.active) - 1)
                 link.spawn()
             except BaseException as error:
+                if link is None:
+                    raise
                 overtaken = link.closed and isinstance(error, Abandoned)
                 with self._changing:
                     self._drop(link, None)
@@ -231,6 +243,9 @@ class Keeper:
             link = self.link
             if link is not None:
                 link.closed = True
+        if link is None and self._unfinished:
+            with self._starting, self._changing:
+                self._finish_rest()
         if link is not None:
             link.give_up()
             # Another thread may be connecting, or between two listener threads; what it waits for was given up.
@@ -241,6 +256,8 @@ class Keeper:
                     if lock.acquire(timeout=_left(latest)):
                         held.append(lock)
                 rest = self._finish(link, len(held) == 2, drain)
+                if len(held) == 2:
+                    self._finish_rest()
             finally:
                 for lock in reversed(held):
                     lock.release()
@@ -263,13 +280,22 @@ class Keeper:
         with self._lock:
             if self.link is not link:
                 return []  # another thread was first
+            self._unfinished.append(link)
             self.link = None
         rest = link.end(undisturbed, drain)
         if drain:
             self._delivery.deaf("stopped", link.well)
         else:
             self._delivery.halt(event, link.well)
+        self._unfinished.remove(link)
         return rest
+
+    def _finish_rest(self) -> None:
+        """End what Ctrl-C kept an earlier end from; under the locks of starts and of changes."""
+        for link in tuple(self._unfinished):
+            link.end(undisturbed=True)
+            self._delivery.halt(STOPPED, link.well)
+            self._unfinished.remove(link)
 
 
 def _left(deadline: float) -> float:

@@ -65,6 +65,7 @@ class Link:
         self.session: Session | None = None
         self._listeners: tuple[Listener, ...] = ()
         self.closed = False
+        self.wished = False  # somebody who changes channels waits for the turn
         self._orphaned = False  # its thread was left asking for a name or a dbconf: that thread cleans up
         self._up_since = self._down_since = monotonic()
         self._attempt = 0
@@ -87,14 +88,17 @@ class Link:
             refused: dict[str, psycopg.Error] = {}
             reg: Registry | None = None
             while True:
-                with setting.lock:
-                    if self.closed:
-                        raise Abandoned("given up: the notifier was stopped")
-                    if setting.wanted() is reg:  # nothing has changed since it was asked for
-                        self.session = session
-                        self._up_since = monotonic()
+                with self.turn:
+                    with setting.lock:
+                        if self.closed:
+                            raise Abandoned("given up: the notifier was stopped")
+                        reg, before = setting.wanted(), reg
+                        if reg is before:  # nothing has changed since it was asked for
+                            self.session = session
+                            self._up_since = monotonic()
+                    if reg is before:
+                        setting.delivery.connected(lambda: session.active, session.well)
                         break
-                    reg = setting.wanted()
                 session.leftover()  # from channels as they were wanted a moment ago; a gap covers it
                 valid = {SYSCHAN, *registry.valid_channels(reg)}
                 add = [name for name in valid if name not in session.active and name not in refused]
@@ -104,19 +108,20 @@ class Link:
         except BaseException:
             session.close()
             raise
-        setting.delivery.connected(lambda: session.active, session.well)
         self.report_refused(refused)
         setting.history.since = now()
         return session
 
-    def hand_over(self, session: Session) -> None:
+    def hand_over(self, session: Session, seconds: float = 0.0) -> None:
         """By its owner: what was read until now goes to those who are subscribed now, before that changes.
 
-        Among it may be the last of a channel that is listened to no more, and about to be again.
+        Among it may be the last of a channel that is listened to no more, and about to be again. Waits for room in
+        full mailboxes, as the listener thread does, for `seconds` at most.
         """
+        end = monotonic() + seconds
         batch = session.arrived()
         if batch:
-            taken = self._setting.notify(batch, session.drained, lambda: True)
+            taken = self._setting.notify(batch, session.drained, lambda: self.closed or monotonic() >= end)
             if taken < len(batch):
                 session.put_back(batch[taken:])
 
@@ -141,6 +146,7 @@ class Link:
                 self._running,
                 self.turn,
                 lambda: self.session,
+                lambda: self.wished,
                 self._setting.notify,
                 self._setting.delivery.nudge,
                 self.lost,
@@ -151,7 +157,7 @@ class Link:
             self._listeners = (before, new) if before is not None else (new,)
         try:
             new.start()
-        except BaseException:
+        except Exception:  # it has not begun; after Ctrl-C it may have, and is stopped with the others
             with self._setting.lock:
                 self._listeners = (before,) if before is not None else ()
             raise

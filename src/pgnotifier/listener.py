@@ -83,10 +83,10 @@ class Listener:
     the turn. It starts the next thread itself then, with `follow()`, while the server answers; where that cannot be
     had it goes on. `running` is held by the thread that runs the loop.
 
-    `session()` is what there is to begin with. `deliver(batch, well, give_up)` returns how many it took; the others
-    come first in the next drain. `lost(session, error)` is called when the session fails, and `renew()` for the next
-    one, which is None where none is wanted any more; with no session to begin with, `renew` comes first. `ended()`
-    comes last.
+    `session()` is what there is to begin with; `wished()` whether somebody waits for the turn. `deliver(batch, well,
+    give_up)` returns how many it took; the others come first in the next drain. `lost(session, error)` is called when
+    the session fails, and `renew()` for the next one, which is None where none is wanted any more; with no session to
+    begin with, `renew` comes first. `ended()` comes last.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Listener:
         running: threading.Lock,
         turn: threading.Lock,
         session: Callable[[], Session | None],
+        wished: Callable[[], bool],
         deliver: Callable[[list[Any], datetime, Callable[[], bool]], int],
         nudge: Callable[[], None],
         lost: Callable[[Session, BaseException], None],
@@ -103,7 +104,7 @@ class Listener:
         ended: Callable[[], object],
     ) -> None:
         self._loop, self._running, self._turn = loop, running, turn
-        self._session = session
+        self._session, self._wished = session, wished
         self._deliver, self._nudge, self._lost, self._renew = deliver, nudge, lost, renew
         self._follow, self._ended = follow, ended
         self._stopping = self._giving_way = False  # counts even before the thread has begun to run
@@ -121,11 +122,14 @@ class Listener:
     def ask_to_give_way(self) -> None:
         """Have the next thread take over; by whoever is to have the turn in between."""
         self._giving_way = True
-        self.ask_to_stop()
+        self._wake()
 
     def ask_to_stop(self) -> None:
         """Have the thread end; it is between two drains then, and what it drained is delivered or put back."""
         self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
         readable = self._readable
         if readable is not None:
             try:
@@ -146,8 +150,8 @@ class Listener:
         with self._running:
             try:
                 self._serve()
-                while self._giving_way and not self._succeeded():
-                    self._giving_way = self._stopping = False
+                while not self._stopping and self._giving_way and not self._succeeded():
+                    self._giving_way = False
                     self._serve()
             finally:
                 self._ended()
@@ -162,13 +166,17 @@ class Listener:
             return False
         return True
 
+    def _ends(self) -> bool:
+        if self._wished():  # by one who asked the listener before this one
+            self._giving_way = True
+        return self._stopping or self._giving_way
+
     def _serve(self) -> None:
-        """Until asked to stop."""
-        while not self._stopping:
+        """Until asked to stop, or to give way."""
+        while not self._ends():
             session: Session | None = None
             try:
-                with self._turn:
-                    session = None if self._stopping else self._session() or self._renew()
+                session = self._session() or self._renew()
                 if session is None:
                     return
                 self._loop.run_until_complete(self._listen(session))
@@ -194,7 +202,7 @@ class Listener:
         try:
             while True:
                 with self._turn:
-                    if self._stopping:
+                    if self._ends():
                         return
                     readable.clear()
                     try:
@@ -223,12 +231,13 @@ class Listener:
 
         def stops() -> bool:
             """Asked again and again while a mailbox is full: the server must not wait for it."""
-            if not self._stopping and not failures:
+            ends = self._ends()
+            if not ends and not failures:
                 try:
                     session.read_on()
                 except Exception as error:
                     failures.append(error)
-            return self._stopping
+            return ends
 
         taken = self._deliver(batch, session.drained, stops)
         if taken < len(batch):

@@ -253,7 +253,10 @@ class Notifier:
 
     def __maybe_restart(self, new: Registry | None = None) -> None:
         """Compare valid with active channels; where they differ: stop the thread, LISTEN, start a new one."""
-        self._keeper.apply(registry.untold(self._keeper.registry) if new is None else new)
+        if new is None:
+            self._keeper.change(registry.untold, self._keeper.apply)
+        else:
+            self._keeper.apply(new)
 
     def __maybe_stop(self, timeout: float = 10.0, drain: bool = False) -> None:
         """End the listener thread, where there is one, and close its session; then the workers."""

@@ -80,10 +80,10 @@ def _after_fork() -> None:
     """In the child: the thread that was being quiet is gone, with the lock and the filters as it had them."""
     global _quiet, _warnings_lock
     _warnings_lock = allocate_lock()
-    if _quiet is not None:
-        with contextlib.suppress(RuntimeError):  # it had not come to change the filters
-            _quiet.__exit__(None, None, None)
-        _quiet = None
+    quiet, _quiet = _quiet, None
+    if quiet is not None:
+        with contextlib.suppress(RuntimeError, AttributeError):  # it had not come to change all
+            quiet.__exit__(None, None, None)
 
 
 if hasattr(os, "register_at_fork"):

@@ -139,6 +139,8 @@ class Posting:
         if size == 1 and route.pairs is not None and self._fan_out(route, route.pairs, items[0], well):
             boxes = ()
         while done < size:
+            if done and give_up():
+                return done
             chunk = size - done
             for box in boxes:
                 if box.room < chunk:

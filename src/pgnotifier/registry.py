@@ -86,6 +86,14 @@ def untold(reg: Registry) -> Registry:
     return Registry(reg.channels, reg.ids, reg.stale.update(valid))
 
 
+def unsure(reg: Registry, names: Iterable[str]) -> Registry:
+    """`reg` where the server may have been told of `names`, or not."""
+    stale = reg.stale
+    for name in names:
+        stale = stale.set(name, True)
+    return Registry(reg.channels, reg.ids, stale, reg.touched)
+
+
 def is_valid(reg: Registry, name: str) -> bool:
     """Whether that channel should be listened to; SYSCHAN always is, and does not count."""
     entry = reg.channels.get(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta, timezone
 from math import inf
 from time import monotonic
@@ -25,6 +25,8 @@ from .wire import Breaker, answer, checked, connect
 ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, without a heartbeat (contract 10)
 
 PROOF_TIME = 2.0  # seconds for a notification to come through a pooler
+
+MUCH = 10_000  # notifications that may wait for the answer to a change; more are handed over before it
 
 AHEAD = 16_000_000  # bytes of notifications, about, that are read while there is no room for them
 OVERHEAD = 100  # bytes of each, about, without its payload
@@ -76,15 +78,18 @@ class Session:
             self._conn.close()
             raise
 
-    def listen(self, add: Collection[str], remove: Collection[str] = ()) -> None:
+    def listen(
+        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], object] | None = None
+    ) -> None:
         """Listen to `add` and no longer to `remove`, in one round trip.
 
+        `relieve()` hands over some of what has arrived, where that is much.
         All or nothing: after a refusal (one of `REFUSALS`) the channels are as before; any other error is a loss.
         """
         commands = [f"LISTEN {quote(name)}" for name in add] + [f"UNLISTEN {quote(name)}" for name in remove]
         if not commands:
             return
-        self._ask(";".join(commands).encode())
+        self._ask(";".join(commands).encode(), relieve)
         active = self.active.evolver()
         for name in add:
             active[name] = True
@@ -92,10 +97,12 @@ class Session:
             active.remove(name)
         self.active = active.persistent()
 
-    def listen_where_allowed(self, add: Collection[str], remove: Collection[str] = ()) -> dict[str, psycopg.Error]:
+    def listen_where_allowed(
+        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], object] | None = None
+    ) -> dict[str, psycopg.Error]:
         """As `listen`, for all names that the server takes; returns those that it refused, each with its reason."""
         try:
-            self.listen(add, remove)
+            self.listen(add, remove, relieve)
         except REFUSALS as error:
             names = list(add)
             if len(names) == 1 and not remove:
@@ -239,19 +246,26 @@ class Session:
             while (n := pgconn.notifies()) is not None:
                 into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
 
-    def _ask(self, sql: bytes) -> list[Any]:
+    def _ask(self, sql: bytes, relieve: Callable[[], object] | None = None) -> list[Any]:
         """Send a query and wait for its answer; what notifications come meanwhile are kept for the next drain."""
         limit = ANSWER_TIMEOUT if self._heartbeat is None else self._heartbeat
         deadline = monotonic() + limit
         pgconn = self._conn.pgconn
+
+        def after_read() -> None:
+            if relieve is not None:
+                self._take(self._arrived)
+                while len(self._arrived) >= MUCH and monotonic() < deadline:
+                    relieve()
+
         try:
             if self._asked is not None:  # a check is under way: its answer comes first
-                results = self._partial + answer(self._conn, self._breaker, deadline, limit)
+                results = self._partial + answer(self._conn, self._breaker, deadline, limit, after_read)
                 self._take(self._arrived)  # before what proves that they have come
                 self._judge(results)
             sent = now()
             pgconn.send_query(sql)
-            results = answer(self._conn, self._breaker, deadline, limit)
+            results = answer(self._conn, self._breaker, deadline, limit, after_read)
             self._take(self._arrived)
             self._well(sent)
             return results

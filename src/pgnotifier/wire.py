@@ -11,7 +11,7 @@ import re
 import selectors
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from random import shuffle
 from time import monotonic
 from typing import Any
@@ -210,7 +210,13 @@ def _patience(pgconn: pq.abc.PGconn) -> float:
     return NO_TIMEOUT if seconds <= 0 else float(max(2, seconds))  # libpq's own least
 
 
-def answer(conn: psycopg.Connection[Any], breaker: Breaker, deadline: float, limit: float) -> list[Any]:
+def answer(
+    conn: psycopg.Connection[Any],
+    breaker: Breaker,
+    deadline: float,
+    limit: float,
+    after_read: Callable[[], object] = lambda: None,
+) -> list[Any]:
     """Wait for the whole answer to a query that was sent, until `deadline` (monotonic), and return its results.
 
     Raises what the server refused; `psycopg.OperationalError` where the connection is lost or silent for `limit`
@@ -226,10 +232,12 @@ def answer(conn: psycopg.Connection[Any], breaker: Breaker, deadline: float, lim
                 return checked(pgconn, results)
             results.append(result)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
-        if not breaker.wait(deadline, pgconn.socket, events):
+        # Notifications may come all the while: the deadline is not for the socket's silence alone.
+        if not breaker.wait(deadline, pgconn.socket, events) or monotonic() >= deadline:
             raise psycopg.OperationalError(f"no answer from the server within {limit:g} seconds")
         for _ in range(3 if pgconn.ssl_in_use else 1):  # a rest may wait in the TLS layer while the socket is silent
             pgconn.consume_input()
+        after_read()
 
 
 def checked(pgconn: pq.abc.PGconn, results: list[Any]) -> list[Any]:

@@ -74,7 +74,7 @@ class Workers:
                     self._work_to_do.notify()
             return
         box.claim.release()
-        if len(box):
+        if len(box) or box.leaving:
             self.offer((box,))
         self._tell()
 
