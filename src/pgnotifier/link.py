@@ -103,7 +103,7 @@ class Link:
                 valid = {SYSCHAN, *registry.valid_channels(reg)}
                 add = [name for name in valid if name not in session.active and name not in refused]
                 remove = [name for name in session.active if name not in valid]
-                refused.update(session.listen_where_allowed(add, remove))
+                refused.update(session.listen_where_allowed(add, remove, session.leftover))
                 session.verify()
         except BaseException:
             session.close()

@@ -113,8 +113,19 @@ class Session:
         return {}
 
     def verify(self) -> None:
-        """Ask the server whether this session still listens. Raises `CannotListen`, `psycopg.OperationalError`."""
-        self._judge(self._ask(_CHECK))
+        """Ask the server whether this session listens. Raises `CannotListen`, `psycopg.OperationalError`.
+
+        A notification says so too; the answer, which may be late where they come fast, is left to `check` then.
+        """
+        limit = ANSWER_TIMEOUT if self._heartbeat is None else self._heartbeat
+        moment = self._heard = monotonic()
+        self._asked = (moment, now())
+        self._conn.pgconn.send_query(_CHECK)
+        while self._asked is not None and not self._arrived:
+            self._conn.pgconn.flush()
+            if not self._breaker.wait(moment + limit, self.fileno):
+                raise psycopg.OperationalError(f"no answer from the server within {limit:g} seconds")
+            self._arrived = self._drain()
 
     def prove(self, source: DbConf) -> None:
         """Behind a pooler, see that a notification from another connection is heard. Raises `CannotListen`.
@@ -255,7 +266,7 @@ class Session:
         def after_read() -> None:
             if relieve is not None:
                 self._take(self._arrived)
-                while len(self._arrived) >= MUCH and monotonic() < deadline:
+                while len(self._arrived) >= MUCH and not self._breaker.broken:
                     relieve()
 
         try:

@@ -219,6 +219,8 @@ def answer(
 ) -> list[Any]:
     """Wait for the whole answer to a query that was sent, until `deadline` (monotonic), and return its results.
 
+    A server that sends notifications all the while may take longer: it answers after what waits in its queue, and a
+    new connection would have to read that too. `after_read()` is called whenever something has come.
     Raises what the server refused; `psycopg.OperationalError` where the connection is lost or silent for `limit`
     seconds, which the text names; `Abandoned`. After these the connection is of no more use.
     """
@@ -232,9 +234,9 @@ def answer(
                 return checked(pgconn, results)
             results.append(result)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
-        # Notifications may come all the while: the deadline is not for the socket's silence alone.
-        if not breaker.wait(deadline, pgconn.socket, events) or monotonic() >= deadline:
+        if not breaker.wait(deadline, pgconn.socket, events):
             raise psycopg.OperationalError(f"no answer from the server within {limit:g} seconds")
+        deadline = monotonic() + limit
         for _ in range(3 if pgconn.ssl_in_use else 1):  # a rest may wait in the TLS layer while the socket is silent
             pgconn.consume_input()
         after_read()
