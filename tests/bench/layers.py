@@ -1,4 +1,7 @@
-"""Where a notification's microseconds go: the same burst, read by ever more of the layers."""
+"""Where a notification's microseconds go: the same burst, read by ever more of the layers.
+
+Imports pgnotifier where it is used: the environment of 0.0.10 has another one.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from time import process_time, sleep
 from typing import Any
 
 import psycopg
-
-from pgnotifier import Notifier
-from pgnotifier.listener import new_loop
 
 from .bursts import LIMIT, burst, new_channel
 
@@ -69,6 +69,8 @@ def _bare(dsn: str, payload: str, count: int) -> float:
 
 
 def _loop(dsn: str, payload: str, count: int) -> float:
+    from pgnotifier.listener import new_loop
+
     channel, loop = new_channel(), new_loop()
     with _listening(dsn, channel) as conn:
         readable = asyncio.Event()
@@ -88,6 +90,8 @@ def _loop(dsn: str, payload: str, count: int) -> float:
 
 def _listener(dsn: str, payload: str, count: int) -> float:
     """To SYSCHAN, which is listened to without a subscriber: drained, counted, and routed to nobody."""
+    from pgnotifier import Notifier
+
     with Notifier(dsn) as n:
 
         def took() -> int:
@@ -106,6 +110,8 @@ def _decode(dsn: str, payload: str, count: int) -> float:
 
 
 def _delivered(dsn: str, payload: str, count: int, decode: Callable[[str], Any] | None) -> float:
+    from pgnotifier import Notifier
+
     channel, full = new_channel(), threading.Event()
     seen = 0
 

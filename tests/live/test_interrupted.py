@@ -1,0 +1,163 @@
+"""Contract 5, 9 and 11: what is cut short in the middle, by Ctrl-C or for want of threads, is made good later."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from conftest import until
+from pgnotifier import Notifier
+from pgnotifier.keeper import Keeper
+from pgnotifier.link import Link
+from pgnotifier.session import Session
+
+Conn = psycopg.Connection[Any]
+
+
+def once(f: Callable[..., Any], error: BaseException, after: bool = False) -> Callable[..., Any]:
+    """`f`, but `error` the first time, instead of it or after it."""
+    left = [error]
+
+    def g(*args: Any, **options: Any) -> Any:
+        if left and not after:
+            raise left.pop()
+        result = f(*args, **options)
+        if left:
+            raise left.pop()
+        return result
+
+    return g
+
+
+def heard(n: Notifier, sender: Conn, channel: str) -> None:
+    """A subscription on the channel hears what is sent."""
+    got: list[Any] = []
+    n.subscribe("probe", channel, lambda id, name, payload, pid: got.append(payload))
+    sender.execute("select pg_notify(%s, '1')", (channel,))
+    until(lambda: got == [1])
+
+
+@pytest.mark.parametrize("how", ["unsubscribe", "mute_channels"])
+def test_ctrl_c_after_the_server_was_told(
+    server: str, sender: Conn, channel: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contract 5: between UNLISTEN and the change of the registry; the channel is not deaf for ever."""
+    with Notifier(server) as n:
+        n.subscribe(1, channel, print)
+        listen = Session.listen_where_allowed
+        monkeypatch.setattr(Keeper, "_swap", once(Keeper._swap, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            n.unsubscribe(1, channel) if how == "unsubscribe" else n.mute_channels(channel)
+        assert listen is Session.listen_where_allowed
+        n.unmute_channels(channel)
+        heard(n, sender, channel)
+
+
+def test_ctrl_c_in_start_leaves_nothing_half_begun(
+    server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contract 5: is_running() is false, and the next start() begins."""
+    with Notifier(server) as n:
+        n.stop()
+        monkeypatch.setattr("pgnotifier.registry.renewed", once(lambda reg: reg, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            n.start()
+        assert not n.is_running()
+        n.start()
+        heard(n, sender, channel)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_ctrl_c_in_stop_is_made_good_by_the_next(
+    server: str, sender: Conn, channel: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contract 11: nothing stays open, and no thread is left."""
+    n = Notifier(server)
+    pid = n.status()["pid"]
+    monkeypatch.setattr(Link, "end", once(Link.end, KeyboardInterrupt(), after))
+    with pytest.raises(KeyboardInterrupt):
+        n.stop()
+    n.stop()
+    assert not n.is_running()
+    row = ("select count(*) from pg_stat_activity where pid = %s", (pid,))
+    until(lambda: sender.execute(*row).fetchone() == (0,))
+    n.start()
+    heard(n, sender, channel)
+    n.stop()
+
+
+def test_no_more_threads(server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract 5 and 11: the listener thread goes on where no other can be started, and stops when asked to."""
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "pgnotifier-listener":
+            time.sleep(0.01)  # while stop() comes
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    for _ in range(10):
+        n = Notifier(server)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            heard(n, sender, channel)
+            n.subscribe(1, f"{channel}_b", print)
+            n.stop()
+        until(lambda: not [t for t in threading.enumerate() if t.name.startswith("pgnotifier-listener")], 3)
+        n.remove_channels(channel)
+
+
+def test_a_signal_handler_that_restarts_within_a_change(
+    server: str, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contract 3 and 5: 0.0.10's private seam may be called anywhere, too."""
+    with Notifier(server) as n:
+        n.subscribe(1, channel, print, autorun=False)
+        listen = Session.listen
+
+        def interrupted(self: Session, *args: Any) -> None:
+            monkeypatch.setattr(Session, "listen", listen)
+            n._Notifier__maybe_restart()  # type: ignore[attr-defined]
+            listen(self, *args)
+
+        monkeypatch.setattr(Session, "listen", interrupted)
+        n.subscribe(1, f"{channel}_b", print)
+        assert n.active_channels() == [channel, f"{channel}_b"]
+
+
+def test_a_change_under_a_stream_that_does_not_pause(server: str, channel: str) -> None:
+    """Contract 9 and 10: what arrives before the answer is delivered, and the call returns when the stream pauses."""
+    count, flooding = [0], threading.Event()
+    flooding.set()
+
+    def flood() -> None:
+        with psycopg.connect(server, autocommit=True) as conn:
+            while flooding.is_set():
+                conn.execute(f"select pg_notify('{channel}', g::text) from generate_series(1, 20000) g".encode())
+
+    def fn(*_: Any) -> None:
+        count[0] += 1
+
+    with Notifier(server) as n:
+        n.subscribe("counts", channel, fn)
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            until(lambda: count[0] > 20_000)
+            change = threading.Thread(target=n.subscribe, args=("more", f"{channel}_b", print))
+            change.start()
+            before = count[0]
+            until(lambda: count[0] > before + 200_000, 60)
+        finally:
+            flooding.clear()
+            thread.join(60)
+        change.join(60)
+        assert not change.is_alive()
+        assert f"{channel}_b" in n.active_channels()
+        assert n.status()["reconnects"] == 0
+        assert n.status()["dropped"] == 0
