@@ -10,6 +10,7 @@ from typing import Any
 from .layers import LAYERS
 from .rows import OURS, Row
 from .run import Results
+from .svg import short
 
 REFERENCE = 0.6  # microseconds of `json.loads("42")` where the contract's absolute figures were measured
 
@@ -33,10 +34,6 @@ def spread(values: list[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, _, high = quantiles(values, n=4, method="inclusive")
     return low, median(values), high
-
-
-def short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def shown(values: list[float], unit: str = "") -> str:

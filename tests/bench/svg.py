@@ -11,6 +11,10 @@ COLOURS = ("#0b62c4", "#d1495b", "#2e8b57", "#8a5a00", "#7b4fb5", "#5c6670", "#c
 Points = Sequence[tuple[float, float]]
 
 
+def short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def label(value: float) -> str:
     if value >= 1e6:
         return f"{value / 1e6:g} M"
@@ -92,5 +96,5 @@ def bars(title: str, unit: str, values: dict[str, tuple[float, float, float]]) -
         span = f"M{left + low * scale:.1f} {y + step / 2:.1f}H{left + high * scale:.1f}"
         body.append(f'<path d="{span}" stroke="#222" stroke-width="1.5"/>')
         at = left + max(high, middle) * scale + 8
-        body.append(f'<text x="{at:.1f}" y="{y + step / 2 + 4:.1f}">{middle:.3g} {escape(unit)}</text>')
+        body.append(f'<text x="{at:.1f}" y="{y + step / 2 + 4:.1f}">{short(middle)} {escape(unit)}</text>')
     return _frame(title, body)
