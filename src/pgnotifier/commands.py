@@ -57,8 +57,10 @@ class Feed:
     def take(self, gather: float = 0.0) -> list[tuple[Line, bool]]:
         """All that waits, `gather` seconds after there is any; an empty list when closed."""
         with self._changed:
+            seconds = 0.01
             while not self._lines and not self.closed:
-                self._changed.wait(None if os.name == "posix" else 0.5)  # elsewhere Ctrl-C waits for the timeout
+                self._changed.wait(seconds)  # a signal that comes just before it is seen after it
+                seconds = min(2 * seconds, 0.5)
             if gather:
                 self._changed.wait_for(lambda: self.closed, gather)
             lines, self._lines = self._lines, []

@@ -119,8 +119,9 @@ class Session:
         """
         limit = ANSWER_TIMEOUT if self._heartbeat is None else self._heartbeat
         moment = self._heard = monotonic()
-        self._asked = (moment, now())
-        self._conn.pgconn.send_query(_CHECK)
+        if self._asked is None:  # else it was asked before, and a notification came first
+            self._asked = (moment, now())
+            self._conn.pgconn.send_query(_CHECK)
         while self._asked is not None and not self._arrived:
             self._conn.pgconn.flush()
             if not self._breaker.wait(moment + limit, self.fileno):

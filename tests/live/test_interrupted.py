@@ -15,6 +15,7 @@ from pgnotifier import Notifier
 from pgnotifier.keeper import Keeper
 from pgnotifier.link import Link
 from pgnotifier.session import Session
+from pgnotifier.wire import Breaker
 
 Conn = psycopg.Connection[Any]
 
@@ -161,3 +162,22 @@ def test_a_change_under_a_stream_that_does_not_pause(server: str, channel: str) 
         assert f"{channel}_b" in n.active_channels()
         assert n.status()["reconnects"] == 0
         assert n.status()["dropped"] == 0
+
+
+def test_a_session_that_is_verified_again_before_the_answer_was_read(server: str, sender: Conn, channel: str) -> None:
+    """Contract 10: a notification that comes first says as much as the answer, which is read later."""
+    breaker = Breaker()
+    session = Session(server, 10.0, breaker)
+    try:
+        session.listen([channel])
+        for number in range(20):
+            sender.execute("select pg_notify(%s, %s)", (channel, str(number)))
+            session.verify()
+            session.listen([f"{channel}_{number}"])
+            session.verify()
+        got: list[str] = []
+        until(lambda: (got.extend(n.payload for n in session.drain()), len(got) == 20)[1])
+        assert got == [str(number) for number in range(20)]
+    finally:
+        session.close()
+        breaker.close()
