@@ -202,7 +202,7 @@ class Listener:
         try:
             while True:
                 with self._turn:
-                    if self._ends():
+                    if self._ends() or self._session() is not session:  # lost by one who had the turn
                         return
                     readable.clear()
                     try:

@@ -154,6 +154,7 @@ class PGconn:
     def finish(self) -> None:
         with self._backend.lock:
             self.status = pq.ConnStatus.BAD
+            self._arrived.clear()
             self._near.close()
             self._far.close()
             self._backend.closed(self)
