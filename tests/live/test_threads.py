@@ -112,6 +112,10 @@ class Chaos:
         with self.lock:
             self.made[f"{method} in a {where}"] += 1
 
+    def from_callbacks(self) -> int:
+        with self.lock:
+            return sum(count for method, count in self.made.items() if method.endswith("callback"))
+
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_eight_threads_call_everything_at_once(server: str, sender: Conn, channel: str, workers: int) -> None:
@@ -124,13 +128,13 @@ def test_eight_threads_call_everything_at_once(server: str, sender: Conn, channe
         for thread in threads:
             thread.start()
         chaos.over.wait(3)
+        until(lambda: chaos.errors or chaos.from_callbacks() > 20, 60)  # a loaded machine takes longer
         chaos.over.set()
         end_of(threads, 30)
         until(lambda: chaos.inside == 0)
         print(chaos.heard, "heard,", sum(chaos.made.values()), "calls:", dict(chaos.made))
         assert chaos.errors == []
         assert {method.split()[0] for method in chaos.made if method.endswith("thread")} == PUBLIC
-        assert sum(count for method, count in chaos.made.items() if method.endswith("callback")) > 5
 
         got: list[Any] = []
         n.start()
