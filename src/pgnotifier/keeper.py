@@ -110,7 +110,9 @@ class Keeper:
                 self._swap(new)
 
     def apply(self, new: Registry) -> None:
-        """Have the server listen to what `new` makes valid, then make it the registry; restart the listener for it.
+        """Have the server listen to what `new` makes valid, then make it the registry.
+
+        The listener thread gives way for it, and starts the next one, which reads what comes after.
 
         Where the server refuses a name that `new` brought, that error is raised, and nothing has changed.
         """

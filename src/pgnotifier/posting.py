@@ -200,9 +200,7 @@ class Posting:
         It is a wait for all that are full: each of them has its time, and not one after the other.
         """
         while box.patience > 0:
-            if (
-                self._boxes.get(box.id) is not box
-            ):  # removed since this batch was routed: nobody takes from it any more
+            if self._boxes.get(box.id) is not box:  # removed since this batch was routed: nobody takes from it
                 box.drop(len(box), now())
                 return box.room
             full = [(other, other.taken) for other in self._boxes.all() if other.room <= 0]

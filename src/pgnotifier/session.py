@@ -1,7 +1,7 @@
 """One connection that listens, for that connection's life: open, listen, drain, check, close.
 
-Touched by one thread at a time: the listener thread while it runs, the changing caller between two listener
-threads. What waits for the server can be ended from any thread, by the breaker that the session was given.
+Touched by one thread at a time: by who has the link's turn, the listener thread or a caller that changes channels.
+What waits for the server can be ended from any thread, by the breaker that the session was given.
 """
 
 from __future__ import annotations
