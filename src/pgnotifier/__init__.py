@@ -1,5 +1,6 @@
 """Subscribe callbacks to PostgreSQL NOTIFY channels, from a thread of the library's own."""
 
+from .connection.listener import as_async
 from .errors import (
     CannotListen,
     InvalidChannel,
@@ -9,7 +10,6 @@ from .errors import (
     UnknownSubscriber,
 )
 from .gap import Gap
-from .listener import as_async
 from .maps import assoc_in, dissoc_in, filterkv
 from .notifier import Notifier
 from .payload import decode, encode

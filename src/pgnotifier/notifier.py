@@ -16,7 +16,14 @@ from psycopg import Notify
 from pyrsistent import PVector
 
 from . import lifecycle, registry
-from .arguments import (
+from .connection.sender import Sender
+from .connection.session import now
+from .delivery.dispatcher import Delivery
+from .payload import decode as default_decode
+from .registry import Registry
+from .supervisor import Keeper
+from .types import Callback, Channels, ChannelState, DbConf, Decoder, Deliver, OnListen, Status, SubscriberState
+from .validation import (
     check_channel,
     check_channels,
     check_dbconf,
@@ -25,13 +32,6 @@ from .arguments import (
     check_seconds,
     make_subscription,
 )
-from .delivery import Delivery
-from .keeper import Keeper
-from .payload import decode as default_decode
-from .registry import Registry
-from .sender import Sender
-from .session import now
-from .types import Callback, Channels, ChannelState, DbConf, Decoder, Deliver, OnListen, Status, SubscriberState
 
 
 class Notifier:

@@ -12,7 +12,7 @@ from typing import Any
 from conftest import until
 
 ME = [sys.executable, "-m", "pgnotifier"]
-WITHOUT = "import sys; sys.modules[{0!r}] = None; from pgnotifier.cli import main; sys.exit(main())"
+WITHOUT = "import sys; sys.modules[{0!r}] = None; from pgnotifier.cli.main import main; sys.exit(main())"
 
 
 def environ(**changes: str) -> dict[str, str]:

@@ -32,7 +32,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from conftest import until
-from pgnotifier import cli, lifecycle
+from pgnotifier import lifecycle
+from pgnotifier.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)])

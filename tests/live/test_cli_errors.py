@@ -106,7 +106,7 @@ def test_without_libpq(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_LIBPQ)
     env = environ(PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     script = tmp_path / "pgnotifier"
-    script.write_text("import sys; from pgnotifier.cli import main; sys.exit(main())")
+    script.write_text("import sys; from pgnotifier.cli.main import main; sys.exit(main())")
     for command in ([str(script)], ["-m", "pgnotifier"]):
         done = subprocess.run([sys.executable, *command, "listen", "c"], capture_output=True, text=True, env=env)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr

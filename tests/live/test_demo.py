@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgnotifier import cli
+from pgnotifier.cli import main as cli
 
 
 def test_demo_on_a_dsn_leaves_nothing(

@@ -17,7 +17,7 @@ import pytest
 
 from command import on_terminal, run
 from conftest import until
-from pgnotifier import advice, doctor
+from pgnotifier.cli import advice, doctor
 from pooler import Pooler
 
 ALL = ["reachable", "database", "primary", "pooler", "delivery", "queue", "listeners", "version", "tls"]

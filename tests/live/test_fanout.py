@@ -14,7 +14,7 @@ import pytest
 
 from conftest import until
 from pgnotifier import Gap, Notifier
-from pgnotifier.posting import MANY
+from pgnotifier.delivery.posting import MANY
 
 Conn = psycopg.Connection[Any]
 SUBSCRIBERS = 50

@@ -12,10 +12,10 @@ import pytest
 
 from conftest import until
 from pgnotifier import Notifier
-from pgnotifier.keeper import Keeper
-from pgnotifier.link import Link
-from pgnotifier.session import Session
-from pgnotifier.wire import Breaker
+from pgnotifier.connection.connect import Breaker
+from pgnotifier.connection.link import Link
+from pgnotifier.connection.session import Session
+from pgnotifier.supervisor import Keeper
 
 Conn = psycopg.Connection[Any]
 

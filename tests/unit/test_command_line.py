@@ -11,9 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgnotifier import Gap, advice, commands
-from pgnotifier.terminal import Terminal, printable
-from pgnotifier.views import Json, Plain, View
+from pgnotifier import Gap
+from pgnotifier.cli import advice, commands
+from pgnotifier.cli.terminal import Terminal, printable
+from pgnotifier.cli.views import Json, Plain, View
 
 SINCE = datetime(2026, 1, 5, 12, 0, 0, 500_000, tzinfo=timezone.utc)
 LOST = Gap("orders", "connection", SINCE, SINCE + timedelta(seconds=3), None, "server closed\nthe connection")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgnotifier import registry
+from pgnotifier.delivery.coverage import Hearing, Telling
 from pgnotifier.gap import GRAVEST_FIRST, Gap, Reason, merge
-from pgnotifier.hearing import Hearing, Telling
 from pgnotifier.registry import EMPTY, Registry, Subscription
 
 START = datetime(2030, 1, 1, tzinfo=timezone.utc)

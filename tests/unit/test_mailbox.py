@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import Notify
 
+from pgnotifier.delivery.coverage import Telling
+from pgnotifier.delivery.items import Event
+from pgnotifier.delivery.mailbox import PATIENCE, Mailbox
 from pgnotifier.gap import Gap
-from pgnotifier.hearing import Telling
-from pgnotifier.items import Event
-from pgnotifier.mailbox import PATIENCE, Mailbox
 from pgnotifier.registry import SYSCHAN
 
 START = datetime(2030, 1, 1, tzinfo=timezone.utc)

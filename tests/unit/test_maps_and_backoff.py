@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pyrsistent import freeze, pmap
 
-from pgnotifier import assoc_in, backoff, dissoc_in, filterkv
+from pgnotifier import assoc_in, dissoc_in, filterkv
+from pgnotifier.connection import backoff
 
 
 def test_helpers_as_in_0_0_10() -> None:

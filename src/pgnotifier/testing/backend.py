@@ -14,9 +14,9 @@ from weakref import WeakSet
 import psycopg
 from psycopg import Notify
 
-from .. import wire
+from ..connection import connect as wire
+from ..connection.session import _CHECK
 from ..payload import decode
-from ..session import _CHECK
 from .connection import Connection, PGconn, Result
 
 CONNECT_TIMEOUT = 10.0  # seconds that connecting to a frozen server takes to fail

@@ -11,15 +11,15 @@ from typing import cast
 from psycopg import Notify
 
 from .. import registry
-from ..arguments import check_channels, check_dbconf, check_options
+from ..connection.sender import Sender
+from ..connection.session import now
+from ..delivery.coverage import Telling
 from ..errors import UnknownChannel
 from ..gap import GRAVEST_FIRST, Gap, Reason
-from ..hearing import Telling
 from ..notifier import Notifier
 from ..payload import decode as default_decode
-from ..sender import Sender
-from ..session import now
 from ..types import Channels, DbConf, Decoder
+from ..validation import check_channels, check_dbconf, check_options
 from .backend import Door
 from .server import MemoryServer
 from .settling import MARK, reach

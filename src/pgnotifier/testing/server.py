@@ -12,8 +12,8 @@ from weakref import WeakSet
 import psycopg
 from psycopg import Notify
 
-from ..arguments import check_channel, check_channels
-from ..sender import payload_bytes
+from ..connection.sender import payload_bytes
+from ..validation import check_channel, check_channels
 from .backend import Backend
 from .settling import settle
 

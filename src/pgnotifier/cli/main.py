@@ -18,10 +18,10 @@ from typing import NoReturn
 
 import psycopg
 
+from ..connection.sender import MAX_PAYLOAD_BYTES
+from ..errors import NotifierError
+from ..validation import check_channel
 from . import advice, commands, demo
-from .arguments import check_channel
-from .errors import NotifierError
-from .sender import MAX_PAYLOAD_BYTES
 from .terminal import Terminal, printable
 from .views import Json, Plain
 

@@ -17,14 +17,15 @@ from typing import Any
 
 import psycopg
 
-from . import backoff, registry
-from .delivery import Delivery
+from .. import registry
+from ..delivery.dispatcher import Delivery
+from ..log import CRITICAL, ERROR, INFO, WARNING, describe, log
+from ..registry import SYSCHAN, Registry
+from ..types import DbConf
+from . import backoff
+from .connect import Abandoned, Breaker
 from .listener import Listener, new_loop
-from .log import CRITICAL, ERROR, INFO, WARNING, describe, log
-from .registry import SYSCHAN, Registry
 from .session import Session, now
-from .types import DbConf
-from .wire import Abandoned, Breaker
 
 STOP_TIME = 0.5  # seconds that the end waits for a thread that is asking for a name or a dbconf
 

@@ -18,14 +18,14 @@ from typing import Any
 import psycopg
 
 from . import registry
-from .delivery import NOTHING, Delivery
+from .connection.connect import Abandoned
+from .connection.link import STOP_TIME, History, Link, Setting
+from .connection.session import REFUSALS, Session, now
+from .delivery.dispatcher import NOTHING, Delivery
 from .flag import Flag
-from .link import STOP_TIME, History, Link, Setting
 from .log import ERROR, INFO, log
 from .registry import EMPTY, Registry
-from .session import REFUSALS, Session, now
 from .types import DbConf
-from .wire import Abandoned
 
 RELIEF_TIME = 0.05  # seconds that a change under way waits for room in mailboxes before it looks at the server again
 

@@ -20,14 +20,14 @@ from typing import Any
 
 import psycopg
 
+from ..connection.sender import Sender
+from ..errors import NotifierError
+from ..gap import Gap
+from ..notifier import Notifier
+from ..payload import decode
 from .advice import CommandFailed
 from .advice import line as advise
 from .doctor import examine
-from .errors import NotifierError
-from .gap import Gap
-from .notifier import Notifier
-from .payload import decode
-from .sender import Sender
 from .terminal import Line, Terminal, printable
 from .views import View, check_lines
 

@@ -13,14 +13,14 @@ from operator import itemgetter
 from time import monotonic
 from typing import Any
 
-from . import registry
+from .. import registry
+from ..connection.session import now
+from ..log import WARNING, log
+from ..registry import SYSCHAN, Channel, Registry, Subscription
 from .boxes import Boxes
 from .calls import Calls
 from .items import Event, Fanout, Shared
-from .log import WARNING, log
 from .mailbox import Mailbox
-from .registry import SYSCHAN, Channel, Registry, Subscription
-from .session import now
 from .workers import Workers
 
 _channel = itemgetter(0)  # of a Notify

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from .notifier import Notifier
+from ..notifier import Notifier
 from .terminal import Terminal
 
 BURST = 10_000

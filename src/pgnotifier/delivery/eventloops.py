@@ -13,12 +13,12 @@ from typing import Any
 
 from psycopg import Notify
 
-from . import registry
+from .. import registry
+from ..registry import Subscription
+from .coverage import Telling
 from .guard import CannotDecode, Guard
-from .hearing import Telling
 from .items import Begin, Item, Shared
 from .mailbox import Mailbox
-from .registry import Subscription
 
 
 class Loops(Guard):

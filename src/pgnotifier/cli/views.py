@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol
 
-from .gap import Gap
+from ..gap import Gap
 from .terminal import Line, printable
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from psycopg import Notify
 
-from . import registry
+from .. import registry
+from ..registry import Registry, Subscription
+from .coverage import Telling
+from .eventloops import Loops
 from .guard import CannotDecode
-from .hearing import Telling
 from .items import Begin, Fanout
-from .loops import Loops
 from .mailbox import MOST, Mailbox
-from .registry import Registry, Subscription
 
 QUICK, SLOW = 0.002, 0.010  # seconds that a turn should take: more items at a time below, fewer above
 

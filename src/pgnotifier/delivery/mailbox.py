@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import Any
 
-from .gap import Gap, merge
-from .hearing import Telling
+from ..gap import Gap, merge
+from ..registry import EMPTY, SYSCHAN, Registry
+from .coverage import Telling
 from .items import Begin, Item, Latest
-from .registry import EMPTY, SYSCHAN, Registry
 
 PATIENCE = 1.0  # seconds that the listener waits for a full mailbox in all, renewed when it has been empty
 FAST = 10_000  # a second: the listener waits without limit for a subscriber that takes more

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic, perf_counter
 
+from ..log import CRITICAL, log
 from .items import Fanout
-from .log import CRITICAL, log
 from .mailbox import Mailbox
 
 TURN = 0.005  # seconds that a mailbox may keep a worker while others are waiting

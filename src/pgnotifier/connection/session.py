@@ -18,9 +18,9 @@ import psycopg
 from psycopg import pq
 from pyrsistent import PMap, pmap
 
-from .errors import CannotListen
-from .types import DbConf
-from .wire import Breaker, answer, checked, connect
+from ..errors import CannotListen
+from ..types import DbConf
+from .connect import Breaker, answer, checked, connect
 
 ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, without a heartbeat (contract 10)
 

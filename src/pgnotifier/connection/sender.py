@@ -10,10 +10,10 @@ from typing import Any
 
 import psycopg
 
-from .errors import PayloadTooLong
-from .payload import encode
-from .types import DbConf
-from .wire import Breaker, PortableSelector, answer, connect
+from ..errors import PayloadTooLong
+from ..payload import encode
+from ..types import DbConf
+from .connect import Breaker, PortableSelector, answer, connect
 
 MAX_PAYLOAD_BYTES = 7999
 END_TIME = 0.5  # seconds for a send in another thread to end when all is closed

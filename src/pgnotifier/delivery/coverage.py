@@ -9,9 +9,9 @@ from collections.abc import Callable, Container, Hashable, Iterable
 from dataclasses import replace
 from datetime import datetime
 
-from . import registry
-from .gap import Gap, Reason, merge
-from .registry import Registry, Touched
+from .. import registry
+from ..gap import Gap, Reason, merge
+from ..registry import Registry, Touched
 
 
 class Telling:

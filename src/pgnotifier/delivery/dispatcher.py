@@ -13,14 +13,14 @@ from typing import Any
 
 from pyrsistent import PMap, pmap
 
-from . import registry
+from .. import registry
+from ..connection.session import now
+from ..gap import Reason
+from ..registry import EMPTY, SYSCHAN, Registry, Touched
 from .boxes import Boxes
 from .calls import Calls
-from .gap import Reason
 from .mailbox import Mailbox
 from .posting import Posting
-from .registry import EMPTY, SYSCHAN, Registry, Touched
-from .session import now
 from .workers import Workers
 
 NOTHING: PMap[str, bool] = pmap()

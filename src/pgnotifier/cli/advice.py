@@ -8,7 +8,7 @@ import re
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from .errors import NotifierError
+from ..errors import NotifierError
 
 POOLER = (
     "connect to PostgreSQL itself, past the pooler (often port 5432), or set the pooler to session mode "

@@ -7,8 +7,8 @@ from typing import Any
 
 from psycopg import Notify
 
-from .hearing import Telling
-from .registry import SYSCHAN, Channel, Subscription
+from ..registry import SYSCHAN, Channel, Subscription
+from .coverage import Telling
 
 
 class Shared:

@@ -19,9 +19,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from ..connection.connect import Breaker, connect
 from . import advice
 from .views import Check
-from .wire import Breaker, connect
 
 DEADLINE = 10.0  # seconds for the server to answer a check
 ARRIVAL = 5.0  # seconds for a notification to arrive

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import registry
-from .hearing import Hearing, Telling
+from .. import registry
+from ..log import CRITICAL, ERROR, describe, log
+from ..registry import EMPTY, SYSCHAN, Subscription
+from .coverage import Hearing, Telling
 from .items import Begin, Item, Shared
-from .log import CRITICAL, ERROR, describe, log
 from .mailbox import Mailbox
-from .registry import EMPTY, SYSCHAN, Subscription
 
 
 class CannotDecode(Exception):

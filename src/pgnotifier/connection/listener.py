@@ -15,9 +15,9 @@ from datetime import datetime
 from math import inf
 from typing import Any
 
-from .log import CRITICAL, WARNING, describe, log
+from ..log import CRITICAL, WARNING, describe, log
+from .connect import PortableSelector
 from .session import Session
-from .wire import PortableSelector
 
 
 def new_loop() -> asyncio.SelectorEventLoop:
