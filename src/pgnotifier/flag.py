@@ -1,43 +1,67 @@
-"""An event that a signal handler may set while the thread it interrupted waits; `threading.Event` hangs then."""
+"""Waiting for what another thread, a signal handler or a finalizer does; `threading.Event` would hang there.
+
+No lock is shared by those who wait and those who wake, so a wake-up may interrupt a wait in the same thread.
+"""
 
 from __future__ import annotations
 
 from _thread import allocate_lock
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Any
 
-# A signal that comes just before a thread blocks is seen when it returns: soon where the wait has just begun, for a
-# signal may be an answer to what came before; later there is hardly one in so short a moment.
-SOON, LATEST = 0.01, 30.0  # seconds
+# CPython runs a signal handler only after the blocking call returns where the signal came just before the call. So
+# threads wait in slices: short at first, because a signal often answers what came before, and longer later.
+FIRST_SLICE, LONGEST_SLICE = 0.01, 30.0  # seconds
 
 
-class Flag:
-    def __init__(self, value: bool) -> None:
-        self._value = value
+class Bell:
+    """Wakes all threads that wait for a condition."""
+
+    def __init__(self) -> None:
         self._waiters: list[Any] = []
 
-    def set(self) -> None:
-        self._value = True
+    def ring(self) -> None:
+        """Have every waiting thread look at its condition. From any thread, also in a signal handler."""
         for waiter in tuple(self._waiters):
             try:
                 waiter.release()
             except RuntimeError:
-                pass  # released by another thread
+                pass  # it is awake already
 
-    def clear(self) -> None:
-        self._value = False
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block until it is set, for `timeout` seconds at most; whether it is."""
+    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
+        """Block until `condition()` is true, for `timeout` seconds at most; returns whether it is."""
         waiter = allocate_lock()
         waiter.acquire()
         self._waiters.append(waiter)
         try:
-            seconds, deadline = SOON, inf if timeout is None else monotonic() + timeout
-            while not self._value and (left := deadline - monotonic()) > 0:
+            seconds, deadline = FIRST_SLICE, inf if timeout is None else monotonic() + timeout
+            while not condition() and (left := deadline - monotonic()) > 0:
                 waiter.acquire(timeout=min(seconds, left))
-                seconds = min(2 * seconds, LATEST)
-            return self._value
+                seconds = min(2 * seconds, LONGEST_SLICE)
+            return bool(condition())
         finally:
             self._waiters.remove(waiter)
+
+
+class Flag(Bell):
+    """A condition that is set once, and may be cleared."""
+
+    def __init__(self, value: bool = False) -> None:
+        super().__init__()
+        self._value = value
+
+    def set(self) -> None:
+        self._value = True
+        self.ring()
+
+    def clear(self) -> None:
+        self._value = False
+
+    def is_set(self) -> bool:
+        return self._value
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until it is set, for `timeout` seconds at most; returns whether it is."""
+        return self.wait_for(self.is_set, timeout)

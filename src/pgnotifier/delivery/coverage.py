@@ -1,20 +1,18 @@
-"""Pure: what every subscription with `on_listen` was told, and what it may have missed since (contract 10).
+"""Pure: what every subscription with `on_listen` was told, and what it may have missed since (guarantee 10).
 
-Changed under the lock of Delivery. No I/O, no threads, no clock: the caller brings the times.
+Every method is called under the dispatcher's lock. No I/O, no threads, no clock: the caller brings the times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import replace
 from datetime import datetime
 
-from .. import registry
 from ..gap import Gap, Reason, merge
-from ..registry import Registry, Touched
 
 
-class Telling:
+class ListenCall:
     """A call of `on_listen` that stands in a mailbox: with a gap, or with None the first time."""
 
     __slots__ = ("channel", "gap")
@@ -24,89 +22,93 @@ class Telling:
     def __init__(self, channel: str, gap: Gap | None) -> None:
         self.channel, self.gap = channel, gap
 
+    def merged(self, later: ListenCall) -> ListenCall:
+        """One call for both. A first call covers everything before it, so it stays one."""
+        if self.gap is None or later.gap is None:
+            return ListenCall(self.channel, None)
+        return ListenCall(self.channel, merge(self.gap, later.gap))
+
 
 class _State:
-    """`told`: the first call is made, or under way. `hears`: nothing is being missed. `missed`: since then."""
+    """`told`: the first call was made, or waits. `covered`: nothing is being missed. `missed`: what was, until now."""
 
-    __slots__ = ("hears", "missed", "told")
+    __slots__ = ("covered", "missed", "told")
 
     def __init__(self) -> None:
-        self.told = self.hears = False
+        self.told = self.covered = False
         self.missed: Gap | None = None
 
 
-class Hearing:
+class Coverage:
+    """One state for each subscription with `on_listen`."""
+
     def __init__(self) -> None:
         self._states: dict[str, dict[Hashable, _State]] = {}
 
-    def follow(
-        self,
-        reg: Registry,
-        active: Container[str],
-        touched: Iterable[Touched],
-        since: Callable[[Hashable], datetime],
-        until: datetime,
-    ) -> list[tuple[Hashable, Telling]]:
-        """Compare `touched` with what `reg` wants and the server does; return what has to be told, by id.
+    def update(
+        self, channel: str, id: Hashable, wanted: bool, covered: bool, since: datetime, until: datetime
+    ) -> ListenCall | None:
+        """Follow a change of one subscription; return the call that is due.
 
-        `active`: the channels listened to now. `since(id)`: before that, an id that hears no longer has heard all.
+        `wanted`: it is registered with an `on_listen`. `covered`: it hears everything from now on. Where it is covered
+        no longer, it had heard everything before `since`.
         """
-        tellings: list[tuple[Hashable, Telling]] = []
-        for name, ids in touched:
-            states = self._states.get(name, {})
-            for id in tuple(states) if ids is None else ids:
-                entry = reg.channels.get(name)
-                sub = None if entry is None else entry.subscribers.get(id)
-                if sub is None or sub.on_listen is None:
-                    states.pop(id, None)
-                    continue
-                state = states.get(id)
-                if state is None:
-                    state = self._states.setdefault(name, states)[id] = _State()
-                hears = name in active and registry.subscription(reg, id, name) is not None
-                if hears and not state.hears:
-                    if (telling := self._tell(state, name, until)) is not None:
-                        tellings.append((id, telling))
-                elif state.hears and not hears:
-                    self._miss(state, Gap(name, "muted", since(id), until))
-                state.hears = hears
-            if not states:
-                self._states.pop(name, None)
-        return tellings
+        states = self._states.get(channel)
+        state = None if states is None else states.get(id)
+        if not wanted:
+            if states is not None and state is not None:
+                del states[id]
+                if not states:
+                    del self._states[channel]
+            return None
+        if state is None:
+            state = self._states.setdefault(channel, {})[id] = _State()
+        call = None
+        if covered and not state.covered:
+            call = self._due(state, channel, until)
+        elif state.covered and not covered:
+            self._miss(state, Gap(channel, "muted", since, until))
+        state.covered = covered
+        return call
 
-    def lose(self, reason: Reason, since: Callable[[Hashable], datetime], until: datetime, error: str | None) -> None:
-        """Nobody hears anything any more."""
-        for name, states in self._states.items():
-            for id, state in states.items():
-                self._miss(state, Gap(name, reason, since(id), until, error=error))
-                state.hears = False
+    def lose(self, reason: Reason, since: datetime, until: datetime, error: str | None = None) -> None:
+        """No subscription is covered any more; all had heard everything before `since`."""
+        for channel, states in self._states.items():
+            for state in states.values():
+                self._miss(state, Gap(channel, reason, since, until, error=error))
+                state.covered = False
 
-    def give_back(self, id: Hashable, telling: Telling) -> bool:
-        """What was to be told could not be: it is told with the next one. False where it hears again already."""
-        state = self._states.get(telling.channel, {}).get(id)
+    def miss(self, id: Hashable, gap: Gap) -> None:
+        """A subscription that is not covered has missed this, too."""
+        state = self._states.get(gap.channel, {}).get(id)
+        if state is not None:
+            self._miss(state, gap)
+
+    def give_back(self, id: Hashable, call: ListenCall) -> bool:
+        """`call` was not made, or failed. Returns False where the subscription is covered again, and it is still due.
+
+        Otherwise the next call says what this one would have said.
+        """
+        state = self._states.get(call.channel, {}).get(id)
         if state is None:
             return True
-        if state.hears:
+        if state.covered:
             return False
-        if telling.gap is None:
+        if call.gap is None:
             state.told, state.missed = False, None
         else:
-            self._miss(state, telling.gap)
+            self._miss(state, call.gap)
         return True
-
-    def channels(self) -> list[Touched]:
-        """All that there is, as `follow` wants it."""
-        return [(name, None) for name in self._states]
 
     @staticmethod
     def _miss(state: _State, gap: Gap) -> None:
-        if state.told:  # else the first call is still to come, and covers all before it
+        if state.told:  # otherwise the first call is still to come, and covers everything before it
             state.missed = merge(state.missed, gap)
 
     @staticmethod
-    def _tell(state: _State, name: str, until: datetime) -> Telling | None:
+    def _due(state: _State, channel: str, until: datetime) -> ListenCall | None:
         missed, state.missed = state.missed, None
         if not state.told:
             state.told = True
-            return Telling(name, None)
-        return None if missed is None else Telling(name, replace(missed, until=until))
+            return ListenCall(channel, None)
+        return None if missed is None else ListenCall(channel, replace(missed, until=max(until, missed.since)))

@@ -1,232 +1,272 @@
-"""Who is called, and what they are told: `posting`, the mailboxes, `workers` and `calls` as one (contract 4, 8, 9).
+"""Who is called, and in which order: the mailboxes, what each subscription has heard, and the queue of workers.
 
-User code is called by `calls` alone.
+One lock, `lock`, owns all of it. It is held to move entries between queues and for nothing else: never over I/O, a
+join, user code or a call into an event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import datetime
+from operator import itemgetter
+from time import monotonic
 from typing import Any
 
 from pyrsistent import PMap, pmap
 
-from .. import registry
-from ..connection.session import now
-from ..gap import Reason
-from ..registry import EMPTY, SYSCHAN, Registry, Touched
-from .boxes import Boxes
-from .calls import Calls
-from .mailbox import Mailbox
-from .posting import Posting
-from .workers import Workers
+from ..clock import now
+from ..gap import Gap, Reason
+from ..log import WARNING, log
+from ..registry import SYSCHAN, Channel, Registry, Subscription, Touched
+from .coverage import Coverage, ListenCall
+from .mailbox import IDLE, PAUSED, RUNNING, Entry, Mailbox, Run
+from .posting import ROOM_SHARE, Posting
+from .turns import Turns
 
+MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
+ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow
 NOTHING: PMap[str, bool] = pmap()
 
+_channel = itemgetter(0)  # of a psycopg.Notify
 
-class Delivery:
-    """Mailboxes for good, and workers from `start` to `stop`."""
 
-    def __init__(
-        self, workers: int, max_pending: int, decode: Callable[[str], Any], fatal: Callable[[], None]
+class Dispatcher:
+    """Mailboxes for good, and calls from `begin` to `halt`.
+
+    `delay(attempt)` is how many seconds a failed `on_listen` waits before it is called again. `on_room()` is called
+    without the lock when a full mailbox that the listener waits for has room.
+    """
+
+    def __init__(self, max_pending: int, delay: Callable[[int], float], on_room: Callable[[], None]) -> None:
+        self.limit, self._delay, self._on_room = max_pending, delay, on_room
+        self.lock: Any = threading.RLock()  # an RLock knows whether the current thread holds it
+        self.running = False
+        self.coverage = Coverage()
+        self.boxes: dict[Hashable, Mailbox] = {}
+        self.turns = Turns(self.lock, delay, self._give_back, self._forget, self._after)
+        self.posting = Posting(self.boxes, self.turns.add)
+        self.active: PMap[str, bool] = NOTHING  # the channels that are listened to
+        self.failed = 0
+
+    # -- the registry that calls follow ---------------------------------------------------------------------
+
+    def commit(
+        self, reg: Registry, touched: Iterable[Touched], confirmed: datetime, active: PMap[str, bool] | None = None
     ) -> None:
-        self._count = workers
-        self._calls = Calls(decode, self.event, fatal)
-        self._workers = Workers(workers, self._run, self._calls.fan, self._through)
-        self._calls.released = self._workers.release
-        self._calls.offered = lambda box: self._workers.offer((box,))
-        self._boxes = Boxes(max_pending)
-        self._posting = Posting(self._calls, self._boxes, self._workers)
-        self._active: PMap[str, bool] = NOTHING
-        self._published = EMPTY
+        """From now on calls follow `reg`, in which `touched` may be new, and `active` channels are listened to.
 
-    # -- what is wanted, and what is heard -----------------------------------------------------------------
-
-    def publish(
-        self,
-        reg: Registry,
-        touched: Sequence[Touched],
-        active: PMap[str, bool],
-        changed: Iterable[str],
-        well: datetime,
-    ) -> None:
-        """From now on calls follow `reg`, in which `touched` may be new; `active` is listened to.
-
-        That is new for the channels in `changed`. All before `well` has been received.
+        Everything committed before `confirmed` has been received. Any thread.
         """
-        calls = self._calls
-        with calls.telling:
-            self._active = active
-            ready = self._begin(reg, touched)
-            ready += self._follow(reg, [*touched, *((name, None) for name in changed)], well)
-            old = calls.view
-            if self._workers.running:
-                calls.view = reg
-        self._offer(ready)
-        for name, ids in touched:
-            if name not in reg.channels:
-                self._posting.forget(name)
-            self._forget(reg, ids if ids is not None or name in reg.channels else _subscribers(old, name))
+        with self.lock:
+            old, self.posting.registry = self.posting.registry, reg
+            if active is not None:
+                self.active = active
+            for name, ids in touched:
+                self.posting.forget_route(name)
+                before, entry = old.channels.get(name), reg.channels.get(name)
+                if ids is None:
+                    ids = {
+                        **dict.fromkeys(before.subscribers if before else ()),
+                        **dict.fromkeys(entry.subscribers if entry else ()),
+                    }
+                for id in ids:
+                    self._follow(id, name, entry, confirmed)
+        self.turns.wake()
 
-    def _begin(self, reg: Registry, touched: Sequence[Touched]) -> list[Mailbox]:
-        """New subscriptions of ids that have something waiting from earlier ones."""
-        before, self._published = self._published, reg
-        ready: list[Mailbox] = []
-        if not self._workers.running:
-            return ready  # nothing waits
-        for name, ids in touched:
-            for id in ids or ():
-                box = self._boxes.get(id)
-                if box is None or not box.busy:
-                    continue
-                was, is_now = (registry.stands_in(r, id, name) for r in (before, reg))
-                if is_now and not was and box.begin(name):
-                    ready.append(box)
-        return ready
-
-    def connected(self, active: Callable[[], PMap[str, bool]], well: datetime) -> None:
-        """`active()` is listened to, and nothing that came on this session has been posted yet."""
-        with self._calls.telling:
-            self._active = active()  # a change may have been made since it began
-            ready = self._follow(self._published, self._calls.hearing.channels(), well)
-        self._offer(ready)
-
-    def _offer(self, boxes: Sequence[Mailbox]) -> None:
-        for box in boxes:
-            if box.shipped is not None:
-                self._calls.reclaim_from_closed(box)
-        self._workers.offer(boxes)
-
-    def deaf(self, reason: Reason, well: datetime, error: str | None = None) -> None:
-        """Nothing is heard any more; all before `well` has been received."""
-        with self._calls.telling:
-            self._active = NOTHING
-            self._calls.hearing.lose(reason, lambda _: well, now(), error)
-
-    def _follow(self, reg: Registry, touched: Iterable[Touched], well: datetime) -> list[Mailbox]:
-        def since(id: Hashable) -> datetime:
-            box = self._boxes.get(id)
-            return well if box is None else box.oldest(well)
-
-        ready = []
-        for id, telling in self._calls.hearing.follow(reg, self._active, touched, since, now()):
-            box = self._boxes.make(id)
-            box.tell(telling, well)
-            ready.append(box)
-        return ready
-
-    def _forget(self, reg: Registry, ids: Iterable[Hashable] | None) -> None:
-        """Let go of the mailboxes of those that are subscribed nowhere any more."""
-        for id in ids or ():
-            box = self._boxes.get(id)
+    def _follow(self, id: Hashable, name: str, entry: Channel | None, confirmed: datetime) -> None:
+        """One subscription may have changed: what waits for it, and what it hears. Under the lock."""
+        registered = entry.subscribers.get(id) if entry is not None else None
+        box = self.boxes.get(id)
+        sub = registered
+        if sub is not None and (sub.mute or entry is None or entry.mute):
+            sub = None
+        if not self.running and (box is None or name not in box.subs):
+            sub = None  # a stopped notifier calls nobody
+        since, calls = confirmed, []
+        if sub is not None:
             if box is None:
-                continue
-            box.leaving = id not in reg.ids
-            # A claim that is taken here is never given back. One that is held elsewhere ends in _release.
-            if box.leaving and box.claim.acquire(False):
-                self._boxes.remove(box)
+                box = self.boxes[id] = Mailbox(id, self.limit)
+            box.subs[name] = sub
+            if box.hand is not None and box.hand.channel == name:
+                box.sub = sub
+        elif box is not None and box.subs.pop(name, None) is not None:
+            since, calls = self._void(box, name, confirmed)
+        wanted = registered is not None and registered.on_listen is not None
+        covered = sub is not None and name in self.active
+        due = self.coverage.update(name, id, wanted, covered, since, now())
+        for call in calls:
+            self.coverage.give_back(id, call)
+        if box is not None:
+            if due is not None:
+                box.tell(due)
+                self.turns.add(box)
+            self._forget(box)
 
-    # -- from the listener thread, and from workers ---------------------------------------------------------
+    def _void(self, box: Mailbox, name: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
+        """Throw away what waits on a channel, and void the hand.
 
-    def post(self, batch: Sequence[Any], well: datetime, give_up: Callable[[], bool]) -> int:
-        """Hand over what has arrived; returns how many, fewer where `give_up()` came true at a full mailbox."""
-        return self._posting.post(batch, well, give_up)
+        Returns the moment before which nothing of it was committed, and the calls that will not be made.
+        """
+        since, calls = box.purge(name)
+        if box.state is PAUSED:
+            self.turns.resume(box)
+        return min(since or confirmed, confirmed), calls
+
+    def _give_back(self, box: Mailbox, call: ListenCall) -> None:
+        if not self.coverage.give_back(box.id, call):
+            box.tell_first(call)
+
+    def _forget(self, box: Mailbox) -> None:
+        """Delete the mailbox of an id that is not subscribed to anything."""
+        if not box.subs and not box.entries and box.state is IDLE:
+            self.boxes.pop(box.id, None)
+
+    def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
+        """Nothing is listened to any more; everything committed before `confirmed` has been received."""
+        with self.lock:
+            self.active = NOTHING
+            self.coverage.lose(reason, confirmed, now(), error)
+
+    # -- what arrives ----------------------------------------------------------------------------------------
+
+    def post(self, batch: Sequence[Any], since: datetime) -> tuple[int, float]:
+        """Put notifications into the mailboxes of those who are called for them. The listener thread.
+
+        Returns how many, and, where mailboxes have no room for the others, after how many seconds to try again at the
+        latest. Everything committed before `since` had been received before this batch.
+        """
+        posting, size, done = self.posting, len(batch), 0
+        channels = list(map(_channel, batch))
+        one = size > 0 and channels.count(channels[0]) == size  # as it mostly is
+        while done < size:
+            channel = channels[done]
+            end = size if one else done + 1
+            while end < size and channels[end] == channel:
+                end += 1
+            with self.lock:
+                posting.resume()
+                route, fit = posting.plan(channel, end - done) if self.running else (((), ()), end - done)
+                everything, latest = route
+                if fit and (everything or latest):
+                    part = batch if fit == size else batch[done : done + fit]
+                    run = posting.run(route, channel, part, since)
+                    posting.put(everything[:MAX_SLICE], run)
+                    posting.put_latest(latest, run)
+            for begin in range(MAX_SLICE, len(everything), MAX_SLICE):
+                self.turns.wake()
+                with self.lock:  # some may have been unsubscribed since
+                    posting.put([b for b in everything[begin : begin + MAX_SLICE] if channel in b.subs], run)
+            self.turns.wake()
+            if posting.late:
+                self._announce()
+            done += fit
+            if done < end:
+                return done, posting.wait_seconds()
+        return size, 0.0
 
     def event(self, payload: dict[str, Any]) -> None:
-        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. From any thread."""
-        self._posting.event(payload)
+        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. Any thread."""
+        with self.lock:
+            if self.running:
+                self.posting.event(payload)
+        self.turns.wake()
 
-    def nudge(self) -> None:
-        """Have a `post` that waits ask its `give_up` now."""
-        self._posting.nudge()
+    def tell(self, calls: Iterable[tuple[Hashable, ListenCall]]) -> None:
+        """Have `on_listen` called for these ids, after all that waits for them. Any thread."""
+        with self.lock:
+            for id, call in calls:
+                box = self.boxes[id]
+                box.tell(call)
+                self.turns.add(box)
+        self.turns.wake()
 
-    def _run(self, box: Mailbox) -> bool:
-        shipped = self._calls.run(box)
-        self._posting.taken(box)
-        return shipped
+    def current(self, box: Mailbox, hand: Entry) -> Subscription | None:
+        """The subscription under which the rest of the hand is handled; None where it is void. An executor."""
+        with self.lock:
+            return box.sub if box.hand is hand else None
 
-    def _through(self, box: Mailbox) -> bool:
-        self._posting.announce_in_time(box)
-        if box.leaving and not len(box):
-            with self._calls.telling:
-                box.leaving = box.id not in self._published.ids
-                if box.leaving and not len(box):
-                    self._boxes.remove(box)
-                    return False
-        return True
+    def put_back(self, box: Mailbox, run: Run, place: int) -> None:
+        """The rest of the hand, from `place`, is for another executor. An executor."""
+        with self.lock:
+            if box.hand is run:
+                box.put_back(run.part(place, run.stop))
 
-    # -- life ----------------------------------------------------------------------------------------------
+    def _announce(self) -> None:
+        """Log what mailboxes lost, and tell SYSCHAN's subscribers, once a second for each mailbox."""
+        moment = monotonic()
+        told: list[tuple[Hashable, dict[str, int]]] = []
+        with self.lock:
+            for box in tuple(self.posting.late):
+                idle = not box.entries and box.state is not RUNNING
+                if idle or moment - box.announced >= ANNOUNCE_SECONDS:
+                    self.posting.late.remove(box)
+                    told.append((box.id, box.unannounced))
+                    box.unannounced, box.announced = {}, moment
+        for id, gone in told:
+            for channel, number in gone.items():
+                log(WARNING, "subscriber %r is too slow: %d notifications on %r were dropped", id, number, channel)
+                if channel != SYSCHAN:
+                    self.event({"event": "overflow", "id": id, "channel": channel, "dropped": number})
 
-    def start(self, reg: Registry) -> None:
-        """Have the workers run, and calls follow `reg`."""
-        with self._calls.telling:
-            self._calls.view = self._published = reg
-            self._workers.start()
+    def _after(self, box: Mailbox) -> None:
+        """After each turn."""
+        if box.blocking is not None and (box.room * ROOM_SHARE >= box.limit or not box.entries):
+            self._on_room()
+        if box in self.posting.late:
+            self._announce()
+        self.turns.bell.ring()
 
-    def drain(self, deadline: float) -> None:
-        """Wait until nothing waits and no callback runs, until `deadline` (monotonic seconds) at most."""
-        self._reclaim()
-        self._workers.wait(lambda: not any(box.claim.locked() for box in self._boxes.all()), deadline)
+    # -- life ------------------------------------------------------------------------------------------------
 
-    def halt(self, event: dict[str, Any] | None, well: datetime) -> None:
-        """No call but of SYSCHAN's subscribers with `event` begins after this. What waits is thrown away."""
-        calls = self._calls
-        with calls.telling:
-            if not self._workers.running:
-                return
-            boxes = self._boxes.all()
-            oldest = {box.id: box.oldest(well) for box in boxes}
-            self._active = NOTHING
-            calls.hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
-            calls.epoch += 1
-            calls.view = registry.only(calls.view, SYSCHAN)
-            for box in boxes:
-                for telling in box.clear():
-                    calls.hearing.give_back(box.id, telling)
-            if event is not None:
-                self.event(event)
-            self._workers.stop()
-        self._reclaim()
-        self.nudge()
+    def begin(self) -> None:
+        """From now on what arrives is delivered."""
+        with self.lock:
+            self.running = True
+            self.turns.begin(list(self.boxes.values()))
 
-    def wait(self, deadline: float) -> None:
-        """Wait until the workers have ended, and the callbacks on event loops; or have been started again."""
-        calls, workers = self._calls, self._workers
-        workers.wait(lambda: workers.running or (workers.ended and not calls.awaiting), deadline)
+    def halt(self, event: dict[str, Any] | None, confirmed: datetime) -> None:
+        """Begin no call from now on, but those of SYSCHAN's subscribers, with `event` as the last.
 
-    def _reclaim(self) -> None:
-        for box in self._boxes.all():
-            if box.shipped is not None:
-                self._calls.reclaim_from_closed(box)
+        What waits is thrown away. Workers end when nothing is left. A no-op on a halted dispatcher.
+        """
+        with self.lock:
+            if self.running:
+                moment = now()
+                self.active = NOTHING
+                self.coverage.lose("stopped", confirmed, moment)
+                for box in tuple(self.boxes.values()):
+                    for name in tuple(box.subs):
+                        if name != SYSCHAN:
+                            del box.subs[name]
+                            since, calls = self._void(box, name, confirmed)
+                            self.coverage.miss(box.id, Gap(name, "stopped", since, moment))
+                            for call in calls:
+                                self.coverage.give_back(box.id, call)
+                    self._forget(box)
+                self.posting.halt(event)
+                self.running = self.turns.running = False
+        self.turns.wake()
+        self._on_room()
 
-    def in_a_callback(self) -> bool:
-        """Whether the caller is inside a callback, or on an event loop that has one running."""
-        if self._workers.is_one(threading.current_thread()):
-            return True
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return False
-        return any(box.loop is loop for box in tuple(self._calls.awaiting))
-
-    def counts(self) -> dict[str, int]:
-        """`delivered`, `failed`, `dropped`, `pending`."""
-        return self._boxes.counts()
-
-    def heir(self, decode: Callable[[str], Any], fatal: Callable[[], None], well: datetime) -> Delivery:
-        """In a forked child: one that knows what subscribers were told, without threads, and with fresh locks."""
-        child = Delivery(self._count, self._boxes.limit, decode, fatal)
-        hearing = child._calls.hearing = self._calls.hearing
-        oldest = {box.id: box.oldest_unlocked(well) for box in self._boxes.all_unlocked()}
-        hearing.lose("stopped", lambda id: oldest.get(id, well), now(), None)
-        self._calls.view = EMPTY  # the child's only thread may be in one of the callbacks here
-        self._calls.epoch += 1
-        self._workers.void()
+    def for_child(self, confirmed: datetime) -> Dispatcher:
+        """In a forked child: a dispatcher that knows what subscribers were told, with a lock that nobody holds."""
+        child = Dispatcher(self.limit, self._delay, self._on_room)
+        self.lock = self.turns.lock = threading.RLock()
+        self.halt(None, confirmed)
+        self.turns.clear()
+        child.coverage = self.coverage
         return child
 
+    def is_idle(self) -> bool:
+        """Whether nothing waits and no call is under way."""
+        return all(box.state is IDLE for box in tuple(self.boxes.values()))
 
-def _subscribers(reg: Registry, name: str) -> Iterable[Hashable]:
-    entry = reg.channels.get(name)
-    return entry.subscribers if entry is not None else ()
+    def counts(self) -> dict[str, int]:
+        """`delivered`, `failed`, `dropped`, `pending`. Takes no lock."""
+        return {
+            "delivered": self.turns.delivered,
+            "failed": self.failed,
+            "dropped": self.posting.dropped,
+            "pending": sum(map(len, tuple(self.boxes.values()))),
+        }

@@ -1,149 +1,163 @@
-"""Callbacks that are coroutine functions, on the event loops of users (contract 8).
+"""Calls of coroutine functions, on the event loops of users (guarantee 8).
 
-A mailbox whose next items belong to an event loop is handed to it with its claim, which comes back when they are
-through, or when the loop is found closed.
+A worker takes the hand, decodes it and ships it as a batch; the event loop makes one call after the other, each a task
+with a context of its own, and gives the mailbox back. A batch that is not the mailbox's any more was reclaimed, because
+its event loop was closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
-from typing import Any
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
 
-from psycopg import Notify
-
-from .. import registry
 from ..registry import Subscription
-from .coverage import Telling
-from .guard import CannotDecode, Guard
-from .items import Begin, Item, Shared
-from .mailbox import Mailbox
+from .coverage import ListenCall
+from .dispatcher import Dispatcher
+from .mailbox import AWAITING, RUNNING, Entry, Mailbox, Run
+
+if TYPE_CHECKING:
+    from .workers import Workers
+
+Item = tuple[int, Any, int]  # place in the run, payload and pid; or 0, a ListenCall and 0
 
 
-class Loops(Guard):
-    """What `calls` hands to event loops."""
+class Batch:
+    """What an event loop has of a mailbox; `begun` is the call that is under way."""
 
-    def on_loop(self, box: Mailbox, item: Item) -> Any:
-        """The event loop on which `item` is to be handled; None for a worker."""
-        if type(item) is Begin:
-            return None
-        sub = registry.subscription(self.view, box.id, item.channel)
-        return None if sub is None else self._loop_of(sub, item)
+    def __init__(self, box: Mailbox, hand: Entry, sub: Subscription, items: list[Item]) -> None:
+        self.box, self.hand, self.sub, self.loop = box, hand, sub, sub.loop
+        self.items: deque[Item] = deque(items)
+        self.begun: Item | None = None
+        self.failed: ListenCall | None = None
 
-    @staticmethod
-    def _loop_of(sub: Subscription, item: Item) -> Any:
-        return sub.loop if (sub.tells_by_awaiting if type(item) is Telling else sub.awaits) else None
 
-    def ship(self, box: Mailbox, hand: list[Item]) -> bool:
-        """Hand the first of `hand` that belong to one event loop over to it, decoded; put back the others."""
-        loop = self.on_loop(box, hand[0])
-        if loop is None:  # it has another callback by now
-            box.give_back(hand)
-            return False
-        batch: list[Shared | Telling] = []
-        rest = 0
-        for rest, item in enumerate(hand, 1):
-            if self.on_loop(box, item) is not loop:
-                rest -= 1
-                break
-            if type(item) is Notify:
-                item = Shared(item.channel, item.payload, item.pid, threading.Lock())
-            if isinstance(item, Shared):
-                try:
-                    self.payload(box, item)
-                except CannotDecode:
-                    continue
-                except BaseException as error:  # as in `run`; what is in hand must not be lost with its barriers
-                    self.fatally(box, error)
-                    continue
-            batch.append(item)  # type: ignore[arg-type]
-        box.give_back(hand[rest:])
-        if not batch:
-            return False
-        box.loop, box.shipped = loop, deque(batch)
+def awaits(sub: Subscription, hand: Entry) -> bool:
+    """Whether what is in hand is for an event loop."""
+    return sub.awaits if isinstance(hand, Run) else sub.tells_by_awaiting
+
+
+class EventLoops:
+    """`workers` reports what fails."""
+
+    def __init__(self, dispatcher: Dispatcher, workers: Workers) -> None:
+        self._dispatcher, self._workers = dispatcher, workers
+
+    def take(self, box: Mailbox, hand: Entry, sub: Subscription, items: list[Item]) -> bool:
+        """Have the subscription's event loop call; False where that is closed, and every call has failed. A worker."""
+        batch = Batch(box, hand, sub, items)
+        with self._dispatcher.lock:
+            box.batch = batch
+            box.to(AWAITING)
         try:
-            loop.call_soon_threadsafe(self._begin, box, box.shipped, self.epoch)
-        except RuntimeError as error:  # the loop is closed
-            box.loop, box.shipped = None, None
-            for item in batch:
-                self.failed(box, item.channel, error)
+            sub.loop.call_soon_threadsafe(self._step, batch, context=Context())
+        except RuntimeError as error:
+            with self._dispatcher.lock:
+                if box.batch is not batch:
+                    return True
+                box.batch = None
+                box.to(RUNNING)
+            for _ in items:
+                self._workers.failed(box, hand.channel, error)
             return False
         return True
 
-    def _begin(self, box: Mailbox, shipped: deque[Shared | Telling], epoch: int) -> None:
-        if box.shipped is shipped:
-            self.awaiting.add(box)
-            try:
-                task = box.loop.create_task(self._await(box, shipped, epoch))
-            except BaseException:
-                self.reclaim(box, shipped)
-                raise
-            # A task that is cancelled before it has begun runs nothing of its own.
-            task.add_done_callback(lambda _: self.reclaim(box, shipped))
-
-    async def _await(self, box: Mailbox, shipped: deque[Shared | Telling], epoch: int) -> None:
-        loop = box.loop
-        try:
-            while shipped:
-                if self.epoch != epoch:
-                    self.void(box, tuple(shipped))
-                    shipped.clear()
-                    continue
-                if shipped[0].channel in box.barriers:
-                    shipped.popleft()  # of an earlier subscription; put back, it would come here again for ever
-                    continue
-                sub = registry.subscription(self.view, box.id, shipped[0].channel)
-                if sub is None:
-                    self.void(box, [shipped.popleft()])
-                elif self._loop_of(sub, shipped[0]) is loop:
-                    await self._await_one(box, sub, shipped.popleft())
-                else:
-                    return  # it has another callback now: a worker looks again
-        finally:
-            self.reclaim(box, shipped)
-
-    def reclaim_from_closed(self, box: Mailbox) -> None:
-        """Take the claim back where the event loop that has it is closed."""
-        loop, shipped = box.loop, box.shipped
-        if shipped is not None and loop is not None and loop.is_closed():
-            self.reclaim(box, shipped)
-
-    def reclaim(self, box: Mailbox, shipped: deque[Shared | Telling]) -> None:
-        """Take the claim back from an event loop, with what was not begun; what was, and has not ended, fails."""
-        if box.shipped is not shipped:  # without the lock: the garbage collector may come here from anywhere
+    def _step(self, batch: Batch) -> None:
+        """Begin the next call. On the event loop."""
+        box = batch.box
+        if box.batch is not batch:
             return
-        with box.lock:
-            if box.shipped is not shipped:
+        if box.sub is not batch.sub:  # void, or the callback was replaced
+            sub = self._dispatcher.current(box, batch.hand)
+            if sub is None or sub.loop is not batch.loop or not awaits(sub, batch.hand):
+                self._end(batch)
                 return
-            box.shipped = box.loop = None
-            begun, box.awaited = box.awaited, None
-        if begun is not None:
-            self.failed(box, begun.channel, RuntimeError("the event loop was closed under the callback"))
-        box.give_back(tuple(shipped))
-        self.awaiting.discard(box)
-        self.released(box)
-
-    async def _await_one(self, box: Mailbox, sub: Any, item: Shared | Telling) -> None:
-        box.awaited = item
-        collected = False
+            batch.sub = sub
+        if not batch.items:
+            self._end(batch)
+            return
+        batch.begun = batch.items.popleft()
         try:
-            if isinstance(item, Telling):
-                await sub.on_listen(box.id, item.channel, item.gap)
+            task = batch.loop.create_task(self._call(batch, batch.sub, batch.begun))
+        except BaseException:
+            self._end(batch)
+            raise
+        task.add_done_callback(lambda task: self._end(batch) if task.cancelled() else self._next(batch))
+
+    def _next(self, batch: Batch) -> None:
+        batch.begun = None
+        self._step(batch)
+
+    async def _call(self, batch: Batch, sub: Subscription, item: Item) -> None:
+        box, channel = batch.box, batch.hand.channel
+        _, payload, pid = item
+        try:
+            if isinstance(payload, ListenCall):
+                batch.failed = payload
+                if sub.on_listen is not None:
+                    await sub.on_listen(box.id, channel, payload.gap)  # type: ignore[misc]
+                batch.failed = None
             else:
-                await sub.fn(box.id, item.channel, item.payload, item.pid)
-                box.delivered += 1
-        except GeneratorExit:  # after its loop was closed; `reclaim` reports it
-            collected = True
+                await sub.fn(box.id, channel, payload, pid)  # type: ignore[misc]
+                with self._dispatcher.lock:
+                    self._dispatcher.turns.delivered += 1
+        except GeneratorExit:  # collected after its event loop was closed: `reclaim` reports it
             raise
         except asyncio.CancelledError as error:
-            self.failed(box, item.channel, error)
+            self._workers.failed(box, channel, error)
             raise
         except Exception as error:
-            self.failed(box, item.channel, error)
+            self._workers.failed(box, channel, error)
         except BaseException as error:
-            self.fatally(box, error)
+            self._workers.fatally(box, error)
             raise
-        finally:
-            if box.awaited is item and not collected:
-                box.awaited = None
+
+    def _end(self, batch: Batch) -> None:
+        """Give the mailbox back, with what was not begun."""
+        box, hand, failed = batch.box, batch.hand, batch.failed
+        batch.begun = None
+        with self._dispatcher.lock:
+            if box.batch is not batch:
+                return
+            box.batch = None
+            if batch.items and isinstance(hand, Run):
+                self._dispatcher.put_back(box, hand, batch.items[0][0])
+            elif batch.items and isinstance(hand, ListenCall):
+                if box.hand is hand:
+                    box.put_back(hand)
+                else:
+                    failed = hand
+        self._dispatcher.turns.release(box, failed)
+
+    # -- from other threads ------------------------------------------------------------------------------------
+
+    def _batches(self) -> list[Batch]:
+        return [b for box in tuple(self._dispatcher.boxes.values()) if (b := box.batch) is not None]
+
+    def reclaim(self) -> None:
+        """Take mailboxes back from event loops that are closed; the call that was under way has failed."""
+        for batch in self._batches():
+            if batch.loop.is_closed():
+                begun = batch.begun
+                if begun is not None and batch.box.batch is batch:
+                    error = RuntimeError("the event loop was closed under the callback")
+                    self._workers.failed(batch.box, batch.hand.channel, error)
+                self._end(batch)
+
+    def busy(self) -> bool:
+        """Whether a call is under way on an event loop that can finish it."""
+        return any(batch.begun is not None and not batch.loop.is_closed() for batch in self._batches())
+
+    def has_caller(self) -> bool:
+        """Whether the current thread runs an event loop that makes calls, or is to make those that wait."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        boxes = tuple(self._dispatcher.boxes.values())
+        return any(
+            box.entries and any(sub.loop is loop for sub in tuple(box.subs.values()))
+            or (box.batch is not None and box.batch.loop is loop)
+            for box in boxes
+        )

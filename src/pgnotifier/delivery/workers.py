@@ -1,183 +1,222 @@
-"""The worker threads and the queue of mailboxes that are ready for a turn (contract 8 and 9).
+"""The worker threads: the only caller of decoders, of plain callbacks and of a plain `on_listen` (guarantee 8).
 
-A mailbox with something in it stands in the queue once: whoever takes its claim puts it there, or gives it a turn.
-User code is called by `calls` alone, with the claim held.
+Every function here runs on a worker, without the dispatcher's lock, unless it says otherwise.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
-from time import monotonic, perf_counter
+from _thread import allocate_lock
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
 
-from ..log import CRITICAL, log
-from .items import Fanout
-from .mailbox import Mailbox
+from ..log import CRITICAL, ERROR, describe, log
+from ..registry import SYSCHAN, Subscription
+from .coverage import ListenCall
+from .dispatcher import Dispatcher
+from .eventloops import EventLoops, awaits
+from .mailbox import MAX_TURN, Entry, Mailbox, Run
+from .posting import FAILED, UNKNOWN
 
-TURN = 0.005  # seconds that a mailbox may keep a worker while others are waiting
+TURN_SECONDS = 0.005  # that a mailbox may keep a worker while others are waiting
+QUICK, SLOW = 0.002, 0.010  # seconds that one turn should take: more notifications at a time below, fewer above
 
 
 class Workers:
-    """`run(mailbox)` gives a turn, and says whether an event loop has the claim now; `through(mailbox)` comes after
-    each turn, and says whether the claim is to be given back. `fan(fanout, end)` calls those that are left in it,
-    until `end` (of `perf_counter`), and gives back their claims.
-    """
+    """`count` threads between `start` and the dispatcher's `halt`. `fatal()` stops the notifier."""
 
     def __init__(
-        self,
-        count: int,
-        run: Callable[[Mailbox], bool],
-        fan: Callable[[Fanout, float], None],
-        through: Callable[[Mailbox], bool],
+        self, count: int, dispatcher: Dispatcher, decode: Callable[[str], Any], fatal: Callable[[], None]
     ) -> None:
-        self._count, self._run, self._fan, self._through = count, run, fan, through
-        # The lock itself is entered, not a condition: Ctrl-C in Condition.__enter__ would leave it held.
-        self._lock = lock = threading.RLock()
-        self._work_to_do = threading.Condition(lock)  # workers wait for it, and nobody else
-        self._quiet = threading.Condition(lock)  # a mailbox is empty, a worker or an event loop is through
-        self.running: bool = False
-        self._watchers = 0
-        self._ready: deque[Mailbox | Fanout] = deque()
-        self._idle = 0
-        self._numbers: set[int] = set()  # of the workers that live
-        self._threads: set[threading.Thread] = set()
+        self._count, self._dispatcher, self._decode, self._fatal = count, dispatcher, decode, fatal
+        self._loops = EventLoops(dispatcher, self)
+        self._alive: dict[int, threading.Thread] = {}  # by number
+        dispatcher.turns.reclaim = self._loops.reclaim
 
-    def offer(self, boxes: Iterable[Mailbox]) -> None:
-        """Have those that nobody has the claim of stand in the queue."""
-        added = 0
-        for box in boxes:
-            if box.claim.acquire(False):
-                self._ready.append(box)
-                added += 1
-        if added and self._idle:
-            with self._lock:
-                self._work_to_do.notify(added)
-
-    def share(self, job: Fanout) -> None:
-        """Have `job` stand in the queue, for all workers that are free: a stuck callback holds up no other."""
-        self._ready.append(job)
-        if self._idle:
-            with self._lock:
-                self._work_to_do.notify()
-
-    def release(self, box: Mailbox) -> None:
-        """Whoever has the claim is through with a turn. On a worker, or on an event loop."""
-        box.done()
-        if not self._through(box):
-            self._tell()
-            return
-        if len(box):
-            self._ready.append(box)
-            if self._idle:
-                with self._lock:
-                    self._work_to_do.notify()
-            return
-        box.claim.release()
-        if len(box) or box.leaving:
-            self.offer((box,))
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._watchers:
-            with self._lock:
-                self._quiet.notify_all()
+    # -- threads ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have all of them run; those that are still in a callback from before go on."""
-        with self._lock:
-            self.running = True
-            self._quiet.notify_all()
-            missing = [n for n in range(1, self._count + 1) if n not in self._numbers]
-            self._numbers.update(missing)
-        try:
-            while missing:
-                name = f"pgnotifier-worker-{missing[0]}"
-                thread = threading.Thread(target=self._work, args=(missing[0],), name=name, daemon=True)
-                self._threads.add(thread)
-                try:
-                    thread.start()
-                except BaseException:
-                    self._threads.discard(thread)
-                    raise
-                del missing[0]
-        except BaseException:
-            with self._lock:
-                self._numbers.difference_update(missing)
-            raise
-
-    def stop(self) -> None:
-        """Have them end when the queue is empty."""
-        with self._lock:
-            self.running = False
-            self._work_to_do.notify_all()
-
-    def wait(self, condition: Callable[[], object], deadline: float) -> None:
-        """Wait until `condition()` holds, as often as something has changed, until `deadline` (monotonic seconds)."""
-        with self._lock:
-            self._watchers += 1
+        """Have all of them run; those that are still in a call from before go on. Any thread."""
+        for number in range(1, self._count + 1):
+            with self._dispatcher.lock:
+                if number in self._alive:
+                    continue
+                name = f"pgnotifier-worker-{number}"
+                thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
+                self._alive[number] = thread
             try:
-                self._quiet.wait_for(condition, max(0.0, deadline - monotonic()))
-            finally:
-                self._watchers -= 1
+                thread.start()
+            except BaseException:
+                if thread.ident is None:
+                    self._alive.pop(number, None)
+                raise
 
     @property
     def ended(self) -> bool:
-        return not self._threads
+        """Whether no worker is left, and no call is under way on an event loop. Any thread."""
+        return not self._alive and not self._loops.busy()
 
-    def void(self) -> None:
-        """In a forked child, whose only thread may be one of these: have it do nothing any more."""
-        self.running = False
-        self._ready.clear()
-
-    def is_one(self, thread: threading.Thread) -> bool:
-        return thread in self._threads
-
-    def _next(self, number: int) -> Mailbox | Fanout | None:
-        ready = self._ready
-        while True:
-            try:
-                return ready.popleft()
-            except IndexError:
-                with self._lock:
-                    self._idle += 1
-                    while self.running and not ready:
-                        self._work_to_do.wait()
-                    self._idle -= 1
-                    if not ready:  # and not running any more; `start` may count on the number from now on
-                        self._numbers.discard(number)
-                        return None
-
-    def _take_part(self, job: Fanout, end: float) -> None:
-        shared = self._count > 1 and len(job.left) > 1
-        if shared:
-            self.share(job)
-        try:
-            self._fan(job, end)
-        except BaseException as error:  # none of user code's, which is guarded
-            log(CRITICAL, "a worker met what it did not expect", error=error)
-        if job.left and not shared:
-            self._ready.append(job)
-        self._tell()
+    def has_caller(self) -> bool:
+        """Whether the current thread is a worker, or runs an event loop that makes calls or is about to."""
+        return threading.current_thread() in self._alive.values() or self._loops.has_caller()
 
     def _work(self, number: int) -> None:
-        try:
-            while (job := self._next(number)) is not None:
-                end = perf_counter() + TURN
-                if isinstance(job, Fanout):
-                    self._take_part(job, end)
-                    continue
-                box = job
-                while True:
-                    try:
-                        if self._run(box):
-                            break  # an event loop has the claim
-                    except BaseException as error:  # none of user code's, which is guarded
-                        log(CRITICAL, "a worker met what it did not expect", error=error)
-                    if not box.waiting or perf_counter() > end:
-                        self.release(box)
+        dispatcher, waiter = self._dispatcher, allocate_lock()
+        waiter.acquire()
+        box: Mailbox | None = None
+        delivered, failed, end, stay = 0, None, 0.0, False
+        while True:
+            found = dispatcher.turns.next(waiter, box, stay, delivered, failed)
+            if found is None:
+                with dispatcher.lock:
+                    if not dispatcher.turns.running:  # else it was started again meanwhile
+                        self._alive.pop(number, None)
                         break
-        finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
-                self._quiet.notify_all()
+                box = None
+                continue
+            began = perf_counter()
+            if found[0] is not box:
+                end = began + TURN_SECONDS
+            box, delivered, failed = found[0], 0, None
+            try:
+                hand, sub = found[1], box.sub
+                if sub is not None and sub.loop is not None and awaits(sub, hand):
+                    if self._ship(box, hand, sub):
+                        box = None
+                        continue
+                    failed = hand if isinstance(hand, ListenCall) else None
+                elif isinstance(hand, ListenCall):
+                    failed = self._listen(box, hand, sub)
+                elif sub is not None:
+                    delivered = self._call(box, hand, sub)
+            except BaseException as error:  # none of user code's, which is guarded
+                log(CRITICAL, "a worker met what it did not expect", error=error)
+            ended = perf_counter()
+            if ended - began < QUICK:
+                box.turn = min(MAX_TURN, box.turn * 2)
+            elif ended - began > SLOW:
+                box.turn = max(1, box.turn // 2)
+            stay = ended < end
+        dispatcher.turns.bell.ring()
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    def _call(self, box: Mailbox, run: Run, subscription: Subscription) -> int:
+        """Call the subscriber for each notification in hand; returns how many calls ended well."""
+        sub: Subscription | None = subscription
+        decode, id, channel, decoded = self._decode, box.id, run.channel, run.decoded
+        fn, delivered = subscription.fn, 0
+        for place in range(run.start, run.stop):
+            if box.sub is not sub:
+                sub = self._dispatcher.current(box, run)
+                if sub is None:
+                    break
+                if sub.awaits:
+                    self._dispatcher.put_back(box, run, place)
+                    break
+                fn = sub.fn
+            notification = run.notifications[place]
+            try:
+                if decoded is None:
+                    try:
+                        payload = decode(notification[1])
+                    except Exception as error:
+                        self._undecodable(channel, notification[1], error)
+                        continue
+                else:
+                    payload = decoded.payloads[place]
+                    if payload is UNKNOWN or payload is FAILED:
+                        payload = self._shared(run, place)
+                        if payload is FAILED:
+                            continue
+                result = fn(id, channel, payload, notification[2])
+                if result is not None:
+                    refuse_coroutine(result)
+                delivered += 1
+            except Exception as error:
+                self.failed(box, channel, error)
+            except BaseException as error:
+                self.fatally(box, error)
+        return delivered
+
+    def _shared(self, run: Run, place: int) -> Any:
+        """The payload of a notification that several subscribers get, decoded by the first that needs it."""
+        decoded = run.decoded
+        assert decoded is not None
+        with decoded.lock:
+            payload = decoded.payloads[place]
+            if payload is UNKNOWN:
+                payload = self.payload(run, place)
+                decoded.payloads[place] = payload
+        return payload
+
+    def payload(self, run: Run, place: int) -> Any:
+        """Decode one notification's payload; FAILED, and reported, where that can't be done."""
+        text = run.notifications[place][1]
+        try:
+            return self._decode(text)
+        except Exception as error:
+            self._undecodable(run.channel, text, error)
+            return FAILED
+
+    def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription | None) -> ListenCall | None:
+        """Call `on_listen`; returns the call where it failed, or its subscription is muted or gone."""
+        if sub is None:
+            return call
+        if sub.on_listen is None:
+            return None
+        try:
+            refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
+            return None
+        except Exception as error:
+            self.failed(box, call.channel, error)
+        except BaseException as error:
+            self.fatally(box, error)
+        return call
+
+    def _ship(self, box: Mailbox, hand: Entry, sub: Subscription) -> bool:
+        """Hand over to the subscription's event loop, decoded; False where that is closed, and all calls failed."""
+        items: list[tuple[int, Any, int]] = []
+        if isinstance(hand, Run):
+            for place in range(hand.start, hand.stop):
+                payload = self._shared(hand, place) if hand.decoded else self.payload(hand, place)
+                if payload is not FAILED:
+                    items.append((place, payload, hand.notifications[place][2]))
+        else:
+            items.append((0, hand, 0))
+        return self._loops.take(box, hand, sub, items)
+
+    # -- what went wrong: on workers and event loops -----------------------------------------------------------
+
+    def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
+        """Log, count and report a call that raised."""
+        self._count_failure()
+        log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
+        if channel != SYSCHAN:
+            event = {"event": "callback_failed", "id": box.id, "channel": channel, "error": describe(error)}
+            self._dispatcher.event(event)
+
+    def _undecodable(self, channel: str, text: str, error: Exception) -> None:
+        self._count_failure()
+        log(ERROR, "cannot decode %r on channel %r", text, channel, error=error)
+        if channel != SYSCHAN:
+            event = {"event": "decode_failed", "channel": channel, "payload": text, "error": describe(error)}
+            self._dispatcher.event(event)
+
+    def fatally(self, box: Mailbox, error: BaseException) -> None:
+        """A callback wants the program to end: stop the notifier."""
+        self._count_failure()
+        log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
+        self._fatal()
+
+    def _count_failure(self) -> None:
+        with self._dispatcher.lock:
+            self._dispatcher.failed += 1
+
+
+def refuse_coroutine(result: object) -> None:
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError("the callback returned a coroutine: subscribe the coroutine function itself")
