@@ -204,6 +204,7 @@ class Notifier:
         seconds = check_seconds("timeout", timeout)
         self._sender.close()
         self.__maybe_stop(seconds, drain)
+        self._sender.close_idle()  # of callbacks that sent meanwhile
 
     def is_running(self) -> bool:
         """True from construction or `start()` until `stop()`, or until the listener has ended for another reason."""

@@ -11,7 +11,9 @@ import re
 import selectors
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from random import shuffle
 from time import monotonic
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.errors import error_from_result
+from psycopg.errors import Diagnostic, error_from_result
 
 from ..types import DbConf
 
@@ -68,6 +70,41 @@ class Breaker:
         self._here.close()
         self._there.close()
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # not made, or the interpreter ends
+            self.close()
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that keeps what the server said before it ended the session."""
+
+    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+        super().__init__(pgconn)
+        self.autocommit = True
+        self._said: deque[psycopg.OperationalError] = deque(maxlen=1)
+        self.add_notice_handler(partial(_keep, self._said))  # no method of its own, which would be a cycle
+
+    def __del__(self) -> None:
+        """Warn of nothing: what Ctrl-C has orphaned libpq's handle closes, but for a parent's in a forked child."""
+
+    @property
+    def reason(self) -> psycopg.OperationalError | None:
+        """Why the server ends the session, or has ended it; None where it has not said so."""
+        return self._said[0] if self._said else None
+
+
+def _keep(said: deque[psycopg.OperationalError], notice: Diagnostic) -> None:
+    # A session that is idle is told by a notice: FATAL, or, where the whole server goes down at once, WARNING.
+    state = notice.sqlstate or ""
+    if notice.severity_nonlocalized in ("FATAL", "PANIC") or state.startswith("57P"):
+        said.append(_loss(notice.message_primary, state))
+
+
+def _loss(text: str | None, state: str | None = None) -> psycopg.OperationalError:
+    error = psycopg.OperationalError(" ".join((text or "closed by the server").split()))
+    error.sqlstate = state or None
+    return error
+
 
 class Server(ABC):
     """What is connected to in place of PostgreSQL where a callable `dbconf` returns one (`pgnotifier.testing`)."""
@@ -83,6 +120,8 @@ def connect(source: DbConf, breaker: Breaker, deadline: float | None = None) -> 
     Tries each address of each host in turn, each for `connect_timeout` seconds at most. Raises
     `psycopg.OperationalError`, and `psycopg.ProgrammingError` for what libpq cannot read; leaves nothing open then.
     """
+    if breaker.broken:
+        raise Abandoned("given up: the notifier was stopped")
     conf = source() if callable(source) else source
     if isinstance(conf, Server):
         return conf.connect(breaker, deadline)
@@ -98,9 +137,7 @@ def connect(source: DbConf, breaker: Breaker, deadline: float | None = None) -> 
         except psycopg.Error as error:
             failures.append((where, error))
         else:
-            conn: psycopg.Connection[Any] = psycopg.Connection(pgconn)
-            conn.autocommit = True
-            return conn
+            return Connection(pgconn)
     last = failures[-1][1]
     if len(failures) > 1:
         lines = "".join(f"\n- {where}: {error}" for where, error in failures)
@@ -227,27 +264,74 @@ def answer(
     pgconn = conn.pgconn
     results: list[Any] = []
     while True:
-        unsent = pgconn.flush()
-        while not pgconn.is_busy():
-            result = pgconn.get_result()
-            if result is None:
-                return checked(pgconn, results)
-            results.append(result)
+        try:
+            unsent = pgconn.flush()
+            while not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:
+                    return checked(conn, results)
+                results.append(result)
+                if _is_fatal(result):
+                    return checked(conn, results)
+        except psycopg.OperationalError as error:
+            raise lost(conn, error, results) from None
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
         if not breaker.wait(deadline, pgconn.socket, events):
             raise psycopg.OperationalError(f"no answer from the server within {limit:g} seconds")
         deadline = monotonic() + limit
-        for _ in range(3 if pgconn.ssl_in_use else 1):  # a rest may wait in the TLS layer while the socket is silent
-            pgconn.consume_input()
+        try:
+            # A rest may wait in the TLS layer while the socket is silent.
+            for _ in range(3 if pgconn.ssl_in_use else 1):
+                pgconn.consume_input()
+        except psycopg.OperationalError as error:
+            raise lost(conn, error, results) from None
         after_read()
 
 
-def checked(pgconn: pq.abc.PGconn, results: list[Any]) -> list[Any]:
+def checked(conn: psycopg.Connection[Any], results: list[Any]) -> list[Any]:
     """`results`, or the error that they hold."""
     refused = [r for r in results if r.status == pq.ExecStatus.FATAL_ERROR]
-    cause = error_from_result(refused[0], encoding="utf-8") if refused else None
-    if pgconn.status == pq.ConnStatus.BAD:
-        raise psycopg.OperationalError(f"the connection was lost: {cause or 'closed by the server'}") from cause
-    if cause is not None:
-        raise cause
+    if conn.pgconn.status == pq.ConnStatus.BAD or any(map(_is_fatal, refused)):
+        raise lost(conn, _loss(None), results)
+    if refused:
+        raise error_from_result(refused[0], encoding="utf-8")
     return results
+
+
+def lost(
+    conn: psycopg.Connection[Any], error: psycopg.OperationalError, results: Sequence[Any] = ()
+) -> psycopg.OperationalError:
+    """The reason that the server gave for the end of the session, else `error`.
+
+    Its `sqlstate` is the reason's, but where a part of the answer came before, which `results` and libpq hold: a
+    transaction may have been committed then.
+    """
+    results = list(results)
+    if conn.pgconn.status == pq.ConnStatus.BAD:  # else this would block
+        with contextlib.suppress(psycopg.Error):
+            while (result := conn.pgconn.get_result()) is not None:
+                results.append(result)
+    fatal = next((r for r in results if _is_fatal(r)), None)
+    if fatal is not None:
+        state = (fatal.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        text = (fatal.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
+        reason = _loss(text, state)
+    else:
+        reason = getattr(conn, "reason", None) or error
+    if any(r.status != pq.ExecStatus.FATAL_ERROR for r in results):
+        return _loss(str(reason))
+    return reason
+
+
+def ended(conn: psycopg.Connection[Any]) -> bool:
+    """Whether the server has ended an idle connection, or says that it does; does not wait."""
+    try:
+        conn.pgconn.consume_input()
+        conn.pgconn.is_busy()  # has libpq look at what has come: a notice may be the reason
+    except psycopg.Error:
+        return True
+    return getattr(conn, "reason", None) is not None
+
+
+def _is_fatal(result: Any) -> bool:
+    return result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) in (b"FATAL", b"PANIC")

@@ -1,10 +1,9 @@
-"""One connection for sending, opened when first used (contract 13)."""
+"""One connection for sending, opened when first used (guarantee 13)."""
 
 from __future__ import annotations
 
-import contextlib
-import selectors
 import threading
+from collections import deque
 from time import monotonic
 from typing import Any
 
@@ -13,12 +12,16 @@ import psycopg
 from ..errors import PayloadTooLong
 from ..payload import encode
 from ..types import DbConf
-from .connect import Breaker, PortableSelector, answer, connect
+from .connect import Breaker, answer, connect, ended
 
 MAX_PAYLOAD_BYTES = 7999
-END_TIME = 0.5  # seconds for a send in another thread to end when all is closed
-GIVE_UP_TIME = 0.2  # seconds for it to notice that it was given up
+END_TIME = 0.25  # seconds for a send in another thread to end when all is closed
+GIVE_UP_TIME = 0.1  # seconds for it to notice that it was given up
 SEND_TIMEOUT = 10.0  # seconds for the whole of it
+
+# A server process that says so, and has answered nothing before, has not committed: administrator command, crash or
+# shutdown of the whole server, idle-session timeout. It puts its answer before the commit.
+UNDONE = ("57P01", "57P02", "57P05")
 
 
 def payload_bytes(payload: object) -> bytes:
@@ -39,101 +42,111 @@ def payload_bytes(payload: object) -> bytes:
 
 
 class Sender:
-    """Sends one notification at a time; safe from any thread."""
+    """Sends one notification at a time; safe from any thread, signal handler and finalizer.
 
-    _breaker: Breaker | None
-    _lock: Any
-    _turn: threading.Condition
-    _busy: bool
+    Threads take turns. A call that interrupts another in the same thread does not wait for it, which would never
+    end: the lock is reentrant, and the inner call, finding no idle connection, opens one.
+    """
 
     def __init__(self, source: DbConf) -> None:
         self._source = source
-        self._conn: psycopg.Connection[Any] | None = None
         self._fresh()
+
+    def _fresh(self) -> None:
+        self._turn = threading.RLock()
+        self._idle: deque[psycopg.Connection[Any]] = deque()  # one, or a few after calls that interrupted others
+        self._breakers: list[Breaker] = []  # the first one ends all sends since the last `close`
 
     def send(self, channel: str, payload: object) -> None:
         """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`."""
         data = payload_bytes(payload)
         deadline = monotonic() + SEND_TIMEOUT
-        breaker = self._take_turn(deadline)
+        breakers, turn = self._breakers, self._turn
+        held: list[bool] = []
         try:
-            self._send(channel.encode(), data, breaker, deadline)
+            _take(turn, SEND_TIMEOUT, held)
+            if not held[0]:
+                raise psycopg.OperationalError(f"other threads were sending for {SEND_TIMEOUT:g} seconds")
+            if not breakers:
+                breakers.append(Breaker())
+            try:
+                self._send(channel.encode(), data, breakers, deadline)
+            except psycopg.OperationalError as error:
+                if error.sqlstate not in UNDONE:
+                    raise
+                self._send(channel.encode(), data, breakers, deadline)
         finally:
-            with self._lock:
-                self._busy = False
-                if breaker is not self._breaker:  # closed meanwhile
-                    breaker.close()
-                self._turn.notify_all()
+            if held == [True]:
+                turn.release()
 
-    def close(self) -> None:
-        """Close the connection. A send that is under way in another thread has a moment to end, and is given up."""
-        with self._lock:
-            self._turn.wait_for(lambda: not self._busy, END_TIME)
-            breaker, self._breaker = self._breaker, None
-            if breaker is not None:
-                breaker.snap()
-            self._turn.wait_for(lambda: not self._busy, GIVE_UP_TIME)
-            conn, self._conn = self._conn, None
-            if breaker is not None and not self._busy:
-                breaker.close()
-        if conn is not None:
-            conn.close()
-
-    def abandon(self) -> None:
-        """In a forked child: forget the parent's connection, without closing it."""
-        if self._conn is not None:
-            _kept.append(self._conn)
-            self._conn = None
-        if self._breaker is not None:
-            self._breaker.close()
-        self._fresh()
-
-    def _fresh(self) -> None:
-        self._breaker = None
-        self._lock = threading.RLock()  # entered itself: Ctrl-C in Condition.__enter__ would leave it held
-        self._turn = threading.Condition(self._lock)
-        self._busy = False
-
-    def _take_turn(self, deadline: float) -> Breaker:
-        with self._lock:
-            if not self._turn.wait_for(lambda: not self._busy, deadline - monotonic()):
-                raise psycopg.OperationalError(f"no turn to send within {SEND_TIMEOUT:g} seconds")
-            if self._breaker is None:
-                self._breaker = Breaker()
-            self._busy = True
-            return self._breaker
-
-    def _send(self, channel: bytes, payload: bytes, breaker: Breaker, deadline: float) -> None:
-        idle, self._conn = self._conn, None
-        if idle is not None and _ended(idle):
-            idle.close()
-            idle = None
-        conn = idle or connect(self._source, breaker, deadline)
+    def _send(self, channel: bytes, payload: bytes, breakers: list[Breaker], deadline: float) -> None:
+        """By the thread whose turn it is. With `UNDONE` as its `sqlstate`, an error says that nothing was sent."""
+        conn: psycopg.Connection[Any] | None = None
         intact = False
         try:
-            conn.pgconn.send_query_params(b"SELECT pg_notify($1, $2)", [channel, payload])
-            answer(conn, breaker, deadline, SEND_TIMEOUT)
+            conn = self._take_idle() or connect(self._source, breakers[0], deadline)
+            conn.pgconn.send_query_params(b"SELECT pg_catalog.pg_notify($1, $2)", [channel, payload])
+            answer(conn, breakers[0], deadline, SEND_TIMEOUT)
             intact = True
         except psycopg.DataError:
             intact = True  # the server refused this one; the connection is as it was
             raise
         finally:
-            with self._lock:
-                kept = intact and breaker is self._breaker
-                if kept:
-                    self._conn = conn
-            if not kept:
-                conn.close()
+            if conn is not None:
+                if intact and breakers is self._breakers and not self._idle:
+                    self._idle.append(conn)
+                else:
+                    conn.close()
+
+    def _take_idle(self) -> psycopg.Connection[Any] | None:
+        """An idle connection that the server has not ended, or None."""
+        while (conn := _pop(self._idle)) is not None:
+            if not ended(conn):
+                return conn
+            conn.close()
+        return None
+
+    def close(self) -> None:
+        """Close the connection. A send that is under way in another thread has a moment to end, and is given up."""
+        breakers, self._breakers = self._breakers, []  # a send that began before does not keep its connection
+        self.close_idle()
+        turn = self._turn
+        held: list[bool] = []
+        try:
+            _take(turn, END_TIME, held)
+            if held == [False]:
+                for breaker in breakers:
+                    breaker.snap()
+                held.clear()
+                _take(turn, GIVE_UP_TIME, held)
+        finally:
+            if held == [True]:
+                turn.release()
+
+    def close_idle(self) -> None:
+        """Close what no send is using; does not wait."""
+        while (conn := _pop(self._idle)) is not None:
+            conn.close()
+
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's connections, without closing them."""
+        _kept.extend(self._idle)
+        self._fresh()
 
 
-def _ended(conn: psycopg.Connection[Any]) -> bool:
-    """Whether the server ended an idle connection; nothing else can have come on it."""
-    with contextlib.suppress(psycopg.Error, OSError), PortableSelector() as selector:
-        selector.register(conn.pgconn.socket, selectors.EVENT_READ)
-        if selector.select(0):
-            conn.pgconn.consume_input()  # a notice or a changed setting, or the end
-        return False
-    return True
+def _take(turn: Any, seconds: float, held: list[bool]) -> None:
+    """Put into `held` whether the lock could be had within `seconds`.
+
+    In one call of C, so that Ctrl-C comes before both or after both: no lock is left held that nobody knows of.
+    """
+    held.extend(map(turn.acquire, (True,), (seconds,)))
+
+
+def _pop(idle: deque[psycopg.Connection[Any]]) -> psycopg.Connection[Any] | None:
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
 
 
 _kept: list[Any] = []  # in a forked child: never collected, for its clean-up is the parent's

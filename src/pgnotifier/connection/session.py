@@ -20,7 +20,7 @@ from pyrsistent import PMap, pmap
 
 from ..errors import CannotListen
 from ..types import DbConf
-from .connect import Breaker, answer, checked, connect
+from .connect import Breaker, answer, checked, connect, lost
 
 ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, without a heartbeat (contract 10)
 
@@ -38,7 +38,13 @@ REFUSALS = (psycopg.DataError, psycopg.ProgrammingError)
 SIGNAL_TIME = timedelta(milliseconds=250)
 
 # What a session must still be: the same server process, listening to as many channels.
-_CHECK = b"SELECT pg_backend_pid(), (SELECT count(*) FROM pg_listening_channels())"
+# Everything has its schema, lest the search_path of a role or database makes it anything else (guarantee 12).
+_CHECK = b"SELECT pg_catalog.pg_backend_pid(), (SELECT pg_catalog.count(*) FROM pg_catalog.pg_listening_channels())"
+_PID = b"SELECT pg_catalog.pg_backend_pid()"
+
+# PostgreSQL before 18.2 may answer 58P01 to every LISTEN, until this has been asked (guarantee 10).
+_CURE = b"SELECT pg_catalog.pg_notification_queue_usage()"
+_CURABLE = "58P01"
 
 
 def now() -> datetime:
@@ -89,7 +95,14 @@ class Session:
         commands = [f"LISTEN {quote(name)}" for name in add] + [f"UNLISTEN {quote(name)}" for name in remove]
         if not commands:
             return
-        self._ask(";".join(commands).encode(), relieve)
+        sql = ";".join(commands).encode()
+        try:
+            self._ask(sql, relieve)
+        except psycopg.OperationalError as error:
+            if error.sqlstate != _CURABLE:
+                raise
+            self._ask(_CURE, relieve)
+            self._ask(sql, relieve)
         active = self.active.evolver()
         for name in add:
             active[name] = True
@@ -121,9 +134,9 @@ class Session:
         moment = self._heard = monotonic()
         if self._asked is None:  # else it was asked before, and a notification came first
             self._asked = (moment, now())
-            self._conn.pgconn.send_query(_CHECK)
+            self._send(_CHECK)
         while self._asked is not None and not self._arrived:
-            self._conn.pgconn.flush()
+            self._send()
             if not self._breaker.wait(moment + limit, self.fileno):
                 raise psycopg.OperationalError(f"no answer from the server within {limit:g} seconds")
             self._arrived = self._drain()
@@ -142,7 +155,7 @@ class Session:
         deadline = monotonic() + limit
         other = connect(source, self._breaker, deadline)
         try:
-            other.pgconn.send_query(f"SELECT pg_backend_pid(); NOTIFY {channel}".encode())
+            other.pgconn.send_query(_PID + f"; NOTIFY {channel}".encode())
             results = answer(other, self._breaker, deadline, limit)
             heard = int(results[0].get_value(0, 0)) != self.pid
             while heard and not any(n.channel == channel for n in self._arrived):
@@ -202,9 +215,11 @@ class Session:
                 self._hear(batch)
             elif not batch and self._conn.pgconn.status == pq.ConnStatus.BAD:
                 raise psycopg.OperationalError("the connection was lost")
-        except BaseException:
+        except BaseException as error:
             self._take(batch)
             self._arrived = batch
+            if isinstance(error, psycopg.Error):
+                raise self._reason(error) from None
             raise
         self._clean = self._known
         return batch
@@ -236,8 +251,8 @@ class Session:
             if moment < due:
                 return due
             self._asked = (moment, now())
-            self._conn.pgconn.send_query(_CHECK)
-        self._conn.pgconn.flush()
+            self._send(_CHECK)
+        self._send()
         overdue = max(self._asked[0], self._heard) + self._heartbeat
         if moment >= overdue:
             raise psycopg.OperationalError(f"no answer from the server within {self._heartbeat:g} seconds")
@@ -262,7 +277,6 @@ class Session:
         """Send a query and wait for its answer; what notifications come meanwhile are kept for the next drain."""
         limit = ANSWER_TIMEOUT if self._heartbeat is None else self._heartbeat
         deadline = monotonic() + limit
-        pgconn = self._conn.pgconn
 
         def after_read() -> None:
             if relieve is not None:
@@ -276,18 +290,41 @@ class Session:
                 self._take(self._arrived)  # before what proves that they have come
                 self._judge(results)
             sent = now()
-            pgconn.send_query(sql)
+            self._send(sql)
             results = answer(self._conn, self._breaker, deadline, limit, after_read)
             self._take(self._arrived)
             self._well(sent)
             return results
-        except psycopg.errors.ReadOnlySqlTransaction as error:
-            raise CannotListen(
-                f"{error}; a standby cannot listen: connect to the primary, for example with "
-                "target_session_attrs=read-write"
-            ) from None
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege) as error:
+            raise self._reason(error) from None
         finally:
             self._take(self._arrived)
+
+    def _send(self, sql: bytes = b"") -> None:
+        """Send `sql`, and what the socket did not take before."""
+        try:
+            if sql:
+                self._conn.pgconn.send_query(sql)
+            self._conn.pgconn.flush()
+        except psycopg.OperationalError as error:
+            raise self._reason(error) from None
+
+    def _reason(self, error: psycopg.Error) -> psycopg.Error:
+        """What to raise for `error`: with the server's own reason, or with what to do."""
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            return CannotListen(
+                f"{error}; a standby cannot listen: connect to the primary, for example with "
+                "target_session_attrs=read-write"
+            )
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):  # LISTEN itself needs none
+            user = quote((self._conn.pgconn.user or b"").decode(errors="replace"))
+            return CannotListen(
+                f"{error}; give it back: GRANT EXECUTE ON FUNCTION pg_catalog.pg_backend_pid(), "
+                f"pg_catalog.pg_listening_channels(), pg_catalog.pg_notification_queue_usage() TO {user}"
+            )
+        if isinstance(error, psycopg.OperationalError):
+            return lost(self._conn, error, self._partial)
+        return error
 
     def _hear(self, batch: list[Any]) -> None:
         """Read as much of a check's answer as has come, and the notifications behind it."""
@@ -296,7 +333,7 @@ class Session:
             result = pgconn.get_result()
             self._take(batch)
             if result is None:
-                self._judge(checked(pgconn, self._partial))
+                self._judge(checked(self._conn, self._partial))
                 return
             self._partial.append(result)
 

@@ -176,6 +176,8 @@ class PGconn:
 class Connection:
     """The side of `psycopg.Connection`."""
 
+    reason: psycopg.OperationalError | None = None
+
     def __init__(self, pgconn: PGconn) -> None:
         self.pgconn = pgconn
 
