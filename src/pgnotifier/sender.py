@@ -23,7 +23,7 @@ SEND_TIMEOUT = 10.0  # seconds for the whole of it
 
 def payload_bytes(payload: object) -> bytes:
     """What goes over the wire: a str as it is. Raises `PayloadTooLong`, `TypeError`, `ValueError`."""
-    text = payload if isinstance(payload, str) else encode(payload)
+    text = str.__str__(payload) if issubclass(type(payload), str) else encode(payload)
     if "\0" in text:
         raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
     try:
