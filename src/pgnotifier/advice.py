@@ -8,6 +8,7 @@ import re
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from .conninfo import ESCAPE, MISREAD, misread
 from .errors import NotifierError
 
 POOLER = (
@@ -77,15 +78,10 @@ def check_dsn(dsn: str) -> str:
     except psycopg.Error as error:
         reason = "" if shy else f" ({' '.join(str(error).split())})"
         raise ValueError(
-            f"neither a URI (postgresql://user@host/database) nor pairs (host=... dbname=...){reason}; "
-            "in a URI, write special characters of a password as %40 for @, %2F for /, %3A for :"
+            f"neither a URI (postgresql://user@host/database) nor pairs (host=... dbname=...){reason}; {ESCAPE}"
         ) from None
-    host, port = str(conf.get("host") or ""), str(conf.get("port") or "")
-    if "@" in host or not re.fullmatch(r"[0-9,]*", port):
-        raise ValueError(
-            "its host or port can't be right; in a URI, write special characters of a password as %40 for @, "
-            "%2F for /, %3A for :"
-        )
+    if misread(dsn, conf):
+        raise ValueError(MISREAD)
     return dsn
 
 
