@@ -16,6 +16,7 @@ POOLER = (
     "(pgbouncer: pool_mode=session)"
 )
 STANDBY = "connect to the primary: name all hosts, and target_session_attrs=read-write"
+QUEUE = "the server's notification queue fills: `pgnotifier doctor` names the session that holds it back"
 WHERE = "check --dsn, or PGHOST, PGPORT, PGUSER, PGDATABASE and PGPASSWORD"
 
 # The first pattern that is found in the error's text names the remedy. libpq's texts follow the locale: WHERE is the
@@ -35,6 +36,7 @@ _REMEDIES = [
     (r"role .* does not exist", "name another user with --dsn or PGUSER, or create it: createuser"),
     (r"pg_hba.conf.*no encryption", "connect with sslmode=require, or let this user in: pg_hba.conf on the server"),
     (r"pg_hba.conf", "let this user in from this address: pg_hba.conf on the server"),
+    (r"too many notifications", QUEUE),
     (r"startup parameter|statement pooling", POOLER),
     (r"does not support ssl", "connect with sslmode=prefer, or switch ssl on in the server's configuration"),
     (r"certificate", "check sslrootcert and the host's name against the server's certificate"),
