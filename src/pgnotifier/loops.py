@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from contextvars import copy_context
 from typing import Any
 
 from psycopg import Notify
@@ -86,22 +87,34 @@ class Loops(Guard):
         loop = box.loop
         try:
             while shipped:
-                if self.epoch != epoch:
-                    self.void(box, tuple(shipped))
-                    shipped.clear()
-                    continue
-                if shipped[0].channel in box.barriers:
-                    shipped.popleft()  # of an earlier subscription; put back, it would come here again for ever
-                    continue
-                sub = registry.subscription(self.view, box.id, shipped[0].channel)
-                if sub is None:
-                    self.void(box, [shipped.popleft()])
-                elif self._loop_of(sub, shipped[0]) is loop:
-                    await self._await_one(box, sub, shipped.popleft())
-                else:
+                # A task for each call, because a task has one context: what a call sets, the next must not see.
+                step = copy_context().run(loop.create_task, self._step(box, shipped, epoch, loop))
+                if not await step:
                     return  # it has another callback now: a worker looks again
+        except (SystemExit, KeyboardInterrupt):
+            pass  # the task of the call has raised it on the event loop
         finally:
             self.reclaim(box, shipped)
+
+    async def _step(self, box: Mailbox, shipped: deque[Shared | Telling], epoch: int, loop: Any) -> bool:
+        """Handle the first of `shipped`; return False if that belongs elsewhere. Takes nothing before it begins."""
+        if box.shipped is not shipped:
+            return False
+        if self.epoch != epoch:
+            self.void(box, tuple(shipped))
+            shipped.clear()
+            return True
+        if shipped[0].channel in box.barriers:
+            shipped.popleft()  # of an earlier subscription; put back, it would come here again for ever
+            return True
+        sub = registry.subscription(self.view, box.id, shipped[0].channel)
+        if sub is None:
+            self.void(box, [shipped.popleft()])
+        elif self._loop_of(sub, shipped[0]) is loop:
+            await self._await_one(box, sub, shipped.popleft())
+        else:
+            return False
+        return True
 
     def reclaim_from_closed(self, box: Mailbox) -> None:
         """Take the claim back where the event loop that has it is closed."""
