@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 
 _logger = logging.getLogger("pgnotifier")
-_logger.addHandler(logging.NullHandler())
 
 INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
 
@@ -16,7 +15,8 @@ INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, l
 def log(level: int, text: str, *values: object, error: BaseException | None = None) -> None:
     """Log with the traceback of `error`. A handler or a `repr` that raises ends none of our threads."""
     try:
-        _logger.log(level, text, *values, exc_info=error, stacklevel=2)
+        safe = [value if type(value) in _PLAIN else _Shown(value) for value in values]
+        _logger.log(level, text, *safe, exc_info=error, stacklevel=2)
     except Exception:
         pass
 
@@ -27,3 +27,26 @@ def describe(error: BaseException) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     except Exception:
         return f"{type(error).__name__}, which cannot be shown"
+
+
+def shown(value: object, most: int = 100) -> str:
+    """The first characters of the `repr` of `value`, for the text of an error. It never raises."""
+    try:
+        return repr(value)[:most]
+    except Exception:
+        return f"a {type(value).__name__} whose repr fails"
+
+
+_PLAIN = (str, int, float)
+
+
+class _Shown:
+    """A value in a log record: its `repr` is computed by whoever formats the record, and never raises."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return shown(self._value, 1000)

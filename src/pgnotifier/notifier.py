@@ -29,7 +29,7 @@ from .validation import (
     check_dbconf,
     check_id,
     check_options,
-    check_seconds,
+    check_timeout,
     make_subscription,
 )
 
@@ -67,7 +67,7 @@ class Notifier:
         retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
     ) -> None:
-        check_dbconf(dbconf)
+        dbconf = check_dbconf(dbconf)
         seconds, delays = check_options(decode, workers, max_pending, heartbeat, retry_delay)
         self._decode = decode
         self._options = (dbconf, seconds, delays)
@@ -201,7 +201,7 @@ class Notifier:
         `drain=True` delivers what waits first, within the same time. From a callback, or on an event loop that has
         one running, it waits for none and drains nothing. A no-op on a stopped notifier.
         """
-        seconds = check_seconds("timeout", timeout)
+        seconds = check_timeout(timeout)
         self._sender.close()
         self.__maybe_stop(seconds, drain)
         self._sender.close_idle()  # of callbacks that sent meanwhile
@@ -212,7 +212,7 @@ class Notifier:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until stopped, for `timeout` seconds at most; whether it is stopped. Ctrl-C interrupts it."""
-        return self._keeper.stopped.wait(timeout)
+        return self._keeper.stopped.wait(None if timeout is None else check_timeout(timeout))
 
     def status(self) -> Status:
         """Counters, which only grow, and state, as a plain dict.

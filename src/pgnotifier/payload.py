@@ -16,6 +16,8 @@ import warnings
 from _thread import allocate_lock
 from typing import Any, NoReturn
 
+from .log import shown
+
 MAX_DEPTH = 64  # containers within containers; Python's own parser gives up not far above (memory, not syntax)
 
 _JSON_SPACE = " \t\n\r"
@@ -129,7 +131,7 @@ def _check(value: object, depth: int, above: set[int]) -> bool:
     if kind is bytes:
         return False
     if kind not in (tuple, list, dict, set):
-        raise TypeError(f"cannot encode a {kind.__module__}.{kind.__qualname__}: {value!r:.100}")
+        raise TypeError(f"cannot encode a {kind.__module__}.{kind.__qualname__}: {shown(value)}")
     if id(value) in above:
         raise ValueError(f"cannot encode a {kind.__name__} that contains itself")
     if depth >= MAX_DEPTH:

@@ -14,6 +14,7 @@ from typing import Any
 from pyrsistent import PMap, PVector, pmap, pvector
 
 from .errors import UnknownChannel, UnknownSubscriber
+from .log import shown
 from .maps import assoc_in, dissoc_in, filterkv
 from .types import Callback, ChannelState, OnListen, SubscriberChannel, SubscriberState
 
@@ -174,7 +175,7 @@ def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Registry:
 def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: bool) -> Registry:
     """No names: every channel of the id. Raises UnknownSubscriber or UnknownChannel, nothing changed."""
     if id not in reg.ids:
-        raise UnknownSubscriber(f"subscriber {id!r:.100} is not registered")
+        raise UnknownSubscriber(f"subscriber {shown(id)} is not registered")
     new = reg
     names = tuple(names) or tuple(reg.ids[id])
     for name in names:
@@ -183,7 +184,7 @@ def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: boo
             raise UnknownChannel(f"channel {name!r} is not registered")
         sub = entry.subscribers.get(id)
         if sub is None:
-            raise UnknownSubscriber(f"subscriber {id!r:.100} is not registered on channel {name!r}")
+            raise UnknownSubscriber(f"subscriber {shown(id)} is not registered on channel {name!r}")
         if sub.mute != mute:
             subs = assoc_in(entry.subscribers, [id], replace(sub, mute=mute))
             new = _put(new, name, replace(entry, subscribers=subs, open=entry.open + (-1 if mute else 1)))

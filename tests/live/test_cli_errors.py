@@ -55,6 +55,17 @@ def test_bad_usage_is_2_and_one_line(args: list[Any], says: str) -> None:
     assert "secret" not in err
 
 
+def test_a_line_that_cannot_be_sent_is_named(server: str, sender: psycopg.Connection[Any], channel: str) -> None:
+    """Those before it are sent."""
+    sender.execute(f'listen "{channel}"')
+    for bad in ("\0", "a\0b", "x" * 8000):
+        code, out, err = run("notify", "--dsn", server, channel, "-", stdin=f"one\ntwo\n{bad}\nfour\n")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("pgnotifier: line 3 of standard input: ")
+        assert "2 sent before it" in err
+        assert [n.payload for n in sender.notifies(timeout=5, stop_after=2)] == ["one", "two"]
+
+
 def test_help_has_examples_and_ends_well_in_a_closed_pipe() -> None:
     for args in ([], ["listen"], ["notify"], ["doctor"], ["demo"]):
         code, out, err = run(*args, "--help")

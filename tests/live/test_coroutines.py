@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import gc
 import logging
@@ -578,3 +579,62 @@ def test_subscribed_again_before_the_first_telling_was_awaited(server: str, chan
             assert got == [None, 1]
 
     asyncio.run(main())
+
+
+# -- context variables -------------------------------------------------------------------------------------------
+
+
+def test_each_call_has_a_context_of_its_own(server: str, sender: Conn, channel: str, running: LoopThread) -> None:
+    """Guarantee 8: a variable that one call sets is not set in the next, nor in `on_listen`, nor in what follows."""
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
+    seen: list[Any] = []
+
+    async def told(id: Any, name: str, gap: Gap | None) -> None:
+        seen.append(variable.get())
+        variable.set("on_listen")
+        await asyncio.sleep(0)
+        seen.append(variable.get())
+
+    async def heard(id: Any, name: str, payload: Any, pid: int) -> None:
+        seen.append(variable.get())
+        variable.set(payload)
+        await asyncio.sleep(0)
+        seen.append(variable.get())
+        if payload == 2:
+            raise RuntimeError("on purpose")
+
+    with Notifier(server) as n:
+        n.subscribe(1, channel, heard, on_listen=told, loop=running.loop)
+        send(sender, channel, 1, 4)
+        until(lambda: len(seen) == 10)
+        n.unsubscribe(1, channel)
+        n.subscribe(1, channel, heard, on_listen=told, loop=running.loop)
+        until(lambda: len(seen) == 12)
+    calls = ["on_listen", 1, 2, 3, 4, "on_listen"]
+    assert seen == [value for call in calls for value in (None, call)]
+
+
+def test_what_is_cancelled_before_it_has_begun_is_not_lost(
+    server: str, sender: Conn, channel: str, running: LoopThread
+) -> None:
+    """Guarantee 4: whoever cancels all tasks of the loop fails the call that runs, and no other."""
+    got: list[int] = []
+
+    async def heard(id: Any, name: str, payload: Any, pid: int) -> None:
+        got.append(payload)
+        if payload % 7 == 0:
+            for task in asyncio.all_tasks():
+                task.cancel()
+        await asyncio.sleep(0)
+
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks(running.loop):
+            task.cancel()
+
+    with Notifier(server) as n:
+        n.subscribe(1, channel, heard, loop=running.loop)
+        for begin in range(1, 201, 20):
+            send(sender, channel, begin, begin + 19)
+            running.loop.call_soon_threadsafe(cancel_all)
+        until(lambda: sum(n.status()[key] for key in ("delivered", "failed")) == 200)
+        assert got == list(range(1, 201))

@@ -163,8 +163,9 @@ def test_a_pooler_in_session_mode(server: str) -> None:
 @pytest.mark.parametrize(
     ("usage", "verdict"), [(0.0, "ok"), (0.099, "ok"), (0.1, "warning"), (0.5, "failed"), (1.0, "failed")]
 )
-def test_the_queue(usage: float, verdict: str) -> None:
-    conn: Any = SimpleNamespace(execute=lambda _: SimpleNamespace(fetchone=lambda: (usage,)))
+def test_the_queue(usage: float, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_named_by_the_server", lambda _: None)
+    conn: Any = SimpleNamespace(execute=lambda _: SimpleNamespace(fetchone=lambda: (usage,), fetchall=lambda: []))
     check = doctor._queue(conn)
     assert (check.verdict, check.facts) == (verdict, {"usage": usage})
 
@@ -183,3 +184,122 @@ def test_tls(in_use: bool, host: str, address: str, verdict: str) -> None:
     info = SimpleNamespace(host=host, hostaddr=address)
     conn: Any = SimpleNamespace(pgconn=SimpleNamespace(ssl_in_use=in_use), info=info)
     assert doctor._tls(conn).verdict == verdict
+
+
+# -- a full queue ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Any]:
+    """A server whose notification queue is as small as can be."""
+    servers = pytest.importorskip("faults.servers")  # POSIX
+    with servers.Server({"max_notify_queue_pages": 64}) as server:
+        yield server
+
+
+def notify_until(dsn: str, usage: float) -> None:
+    """Fill the queue to so much; to 1: until the server refuses."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        query = "select pg_notification_queue_usage()"
+        while (conn.execute(query).fetchone() or (1.0,))[0] < usage:
+            try:
+                conn.execute("select pg_notify('filling', repeat('x', 7900))")
+            except psycopg.errors.ProgramLimitExceeded:
+                return
+
+
+@pytest.mark.parametrize("database", ["postgres", "other"])
+def test_a_full_queue_names_the_session_that_holds_it_back(small: Any, database: str) -> None:
+    """Not an older one that is in a transaction and does not listen; the queue is that of all databases."""
+    if database == "other":
+        small.execute("create database other")
+    dsn = f"{small.dsn} dbname={database} application_name=stuck"
+    with psycopg.connect(small.dsn) as innocent, psycopg.connect(dsn) as listener:
+        innocent.execute("select 1")
+        listener.execute("listen filling")
+        listener.commit()
+        listener.execute("select 1")  # from here on in a transaction, without a trace of LISTEN
+        pid = listener.info.backend_pid
+        notify_until(small.dsn, 1.0)
+        code, checks = examine(small.dsn)
+        assert code == 1
+        for name in ("delivery", "queue"):
+            check = checks[name]
+            assert check["verdict"] == "failed"
+            assert "pooler" not in check["remedy"]
+            assert "queue" in check["remedy"] + check["detail"]
+        assert f"pg_terminate_backend({pid})" in checks["queue"]["remedy"]
+        assert f"session {pid} " in checks["queue"]["detail"]
+        assert checks["queue"]["facts"]["pid"] == pid
+        assert "stuck" in checks["queue"]["detail"]
+        assert checks["pooler"]["verdict"] == "ok"
+        code, _, err = run("notify", "--dsn", small.dsn, "c", "x")
+        assert (code, err.count("\n")) == (1, 1)
+        assert "pgnotifier doctor" in err
+        small.terminate(pid)
+        listener.close()
+        until(lambda: examine(small.dsn)[0] == 0)
+
+
+def test_a_queue_that_fills_names_the_session_that_listens(small: Any) -> None:
+    """The server does not say yet which one it is."""
+    with psycopg.connect(small.dsn) as innocent, psycopg.connect(small.dsn) as listener:
+        innocent.execute("select 1")
+        listener.execute("listen filling")
+        listener.commit()
+        listener.execute("listen filling")
+        pid = listener.info.backend_pid
+        notify_until(small.dsn, 0.15)
+        code, checks = examine(small.dsn)
+        assert (code, checks["queue"]["verdict"]) == (0, "warning")
+        assert f"pg_terminate_backend({pid})" in checks["queue"]["remedy"]
+
+
+# -- a search_path that begins with another schema --------------------------------------------------------------
+
+EVIL = """
+create schema evil;
+grant usage on schema evil to public;
+create function evil.raise() returns int language plpgsql as $$ begin raise 'evil was called'; end $$;
+"""
+FUNCTIONS = [
+    "version() returns text",
+    "current_database() returns name",
+    "current_setting(text) returns text",
+    "pg_backend_pid() returns int",
+    "pg_is_in_recovery() returns bool",
+    "pg_listening_channels() returns setof text",
+    "pg_notification_queue_usage() returns float8",
+    "pg_notify(text, text) returns void",
+    "same(name, name) returns bool",
+    "same(text, text) returns bool",
+    "same(int, int) returns bool",
+]
+OPERATORS = [(o, kind) for o in ("=", "<>", "~", "!~", "~*", "~~", "!~~") for kind in ("name", "text", "int")]
+
+
+def test_a_schema_before_pg_catalog(sender: psycopg.Connection[Any], server: str) -> None:
+    """A role may call functions of its own by the names of the server's: doctor calls none of them."""
+    sender.execute("create database evil")
+    dsn = psycopg.conninfo.make_conninfo(server, dbname="evil")
+    try:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(EVIL)
+            for head in FUNCTIONS:
+                body = "begin raise 'evil was called'; end"
+                conn.execute(f"create function evil.{head} language plpgsql as $$ {body} $$".encode())
+            for name, kind in OPERATORS:
+                definition = f"(leftarg = {kind}, rightarg = {kind}, function = evil.same)"
+                conn.execute(f"create operator evil.{name} {definition}".encode())
+            conn.execute("create view evil.pg_stat_activity as select evil.raise() as pid")
+            conn.execute("create table evil.pg_proc ()")
+            conn.execute("create role path login superuser")
+            conn.execute("alter role path set search_path = evil, pg_catalog")
+        code, checks = examine(psycopg.conninfo.make_conninfo(dsn, user="path"))
+        assert code == 0
+        assert list(checks) == ALL
+        assert "evil was called" not in json.dumps(checks)
+    finally:
+        until(lambda: not sender.execute("select 1 from pg_stat_activity where datname = 'evil'").fetchone())
+        sender.execute("drop database evil")
+        sender.execute("drop role if exists path")

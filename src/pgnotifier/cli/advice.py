@@ -8,6 +8,7 @@ import re
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from ..connection.conninfo import ESCAPE, MISREAD, misread
 from ..errors import NotifierError
 
 POOLER = (
@@ -15,6 +16,7 @@ POOLER = (
     "(pgbouncer: pool_mode=session)"
 )
 STANDBY = "connect to the primary: name all hosts, and target_session_attrs=read-write"
+QUEUE = "the server's notification queue fills: `pgnotifier doctor` names the session that holds it back"
 WHERE = "check --dsn, or PGHOST, PGPORT, PGUSER, PGDATABASE and PGPASSWORD"
 
 # The first pattern that is found in the error's text names the remedy. libpq's texts follow the locale: WHERE is the
@@ -34,6 +36,7 @@ _REMEDIES = [
     (r"role .* does not exist", "name another user with --dsn or PGUSER, or create it: createuser"),
     (r"pg_hba.conf.*no encryption", "connect with sslmode=require, or let this user in: pg_hba.conf on the server"),
     (r"pg_hba.conf", "let this user in from this address: pg_hba.conf on the server"),
+    (r"too many notifications", QUEUE),
     (r"startup parameter|statement pooling", POOLER),
     (r"does not support ssl", "connect with sslmode=prefer, or switch ssl on in the server's configuration"),
     (r"certificate", "check sslrootcert and the host's name against the server's certificate"),
@@ -77,15 +80,10 @@ def check_dsn(dsn: str) -> str:
     except psycopg.Error as error:
         reason = "" if shy else f" ({' '.join(str(error).split())})"
         raise ValueError(
-            f"neither a URI (postgresql://user@host/database) nor pairs (host=... dbname=...){reason}; "
-            "in a URI, write special characters of a password as %40 for @, %2F for /, %3A for :"
+            f"neither a URI (postgresql://user@host/database) nor pairs (host=... dbname=...){reason}; {ESCAPE}"
         ) from None
-    host, port = str(conf.get("host") or ""), str(conf.get("port") or "")
-    if "@" in host or not re.fullmatch(r"[0-9,]*", port):
-        raise ValueError(
-            "its host or port can't be right; in a URI, write special characters of a password as %40 for @, "
-            "%2F for /, %3A for :"
-        )
+    if misread(dsn, conf):
+        raise ValueError(MISREAD)
     return dsn
 
 

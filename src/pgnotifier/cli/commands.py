@@ -175,7 +175,7 @@ def notify(dsn: str, channel: str, payload: str, terminal: Terminal) -> None:
                 else:
                     with terminal.waiting(lambda: f"{sent:,} sent to {printable(channel)}"):
                         send_lines()
-            except (NotifierError, UnicodeError) as error:
+            except (NotifierError, ValueError) as error:  # ValueError: not UTF-8, or a NUL
                 raise CommandFailed(f"line {sent + 1} of standard input: {error}; {sent:,} sent before it") from error
             except psycopg.Error as error:
                 raise CommandFailed(f"after {sent:,} sent: {advise(error, dsn)}") from error

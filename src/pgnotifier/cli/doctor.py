@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from statistics import median
 from time import monotonic
 from typing import Any
@@ -26,7 +28,10 @@ from .views import Check
 DEADLINE = 10.0  # seconds for the server to answer a check
 ARRIVAL = 5.0  # seconds for a notification to arrive
 ROUNDS = 5  # of the round trip; the median counts
+WARNING_TIME = 5.5  # seconds for the server to warn that the queue fills, which it does once in five
 CROWD = 50  # listening sessions from which waking all of them for every NOTIFY begins to cost
+
+_NOTIFY = "SELECT pg_catalog.pg_notify(%s, %s)"
 
 Conn = psycopg.Connection[Any]
 
@@ -98,7 +103,7 @@ def _row(conn: Conn, query: str) -> tuple[Any, ...]:
 
 
 def _database(conn: Conn) -> Check:
-    name, user = _row(conn, "SELECT current_database(), current_user")
+    name, user = _row(conn, "SELECT pg_catalog.current_database(), current_user")
     info = conn.info
     where = info.host if info.host.startswith("/") else f"{info.host}:{info.port}"
     return Check(
@@ -110,7 +115,7 @@ def _database(conn: Conn) -> Check:
 
 
 def _primary(conn: Conn) -> Check:
-    (standby,) = _row(conn, "SELECT pg_is_in_recovery()")
+    (standby,) = _row(conn, "SELECT pg_catalog.pg_is_in_recovery()")
     if standby:
         return Check("primary", "failed", "a standby: it refuses LISTEN and NOTIFY", advice.STANDBY)
     return Check("primary", "ok", "a primary")
@@ -139,12 +144,12 @@ def _session(one: Conn, two: Conn, channel: str) -> Check:
     A pooler in transaction mode gives `two` the server session that `one` has just used, and `one` another.
     """
     one.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-    pids = {_row(one, "SELECT pg_backend_pid()")[0]}
+    pids = {_row(one, "SELECT pg_catalog.pg_backend_pid()")[0]}
     with two.transaction():
         two.execute("SELECT 1")
-        pids.add(_row(one, "SELECT pg_backend_pid()")[0])
-        listening = {row[0] for row in one.execute("SELECT pg_listening_channels()")}
-    pids.add(_row(one, "SELECT pg_backend_pid()")[0])
+        pids.add(_row(one, "SELECT pg_catalog.pg_backend_pid()")[0])
+        listening = {row[0] for row in one.execute("SELECT pg_catalog.pg_listening_channels()")}
+    pids.add(_row(one, "SELECT pg_catalog.pg_backend_pid()")[0])
     if len(pids) > 1:
         return Check("pooler", "failed", "a pooler changes the session between transactions", advice.POOLER)
     if channel not in listening:
@@ -158,35 +163,79 @@ def _round_trip(one: Conn, two: Conn, channel: str) -> Check:
     times = []
     for number in range(ROUNDS):
         began = monotonic()
-        two.execute("SELECT pg_notify(%s, %s)", (channel, str(number)))
+        two.execute(_NOTIFY, (channel, str(number)))
         if not any(n.payload == str(number) for n in one.notifies(timeout=ARRIVAL, stop_after=1)):
             detail = f"sent from a second connection, not there within {ARRIVAL:g} s"
-            return Check("delivery", "failed", detail, advice.POOLER)
+            return Check("delivery", "failed", detail, advice.QUEUE if _filling(two) else advice.POOLER)
         times.append((monotonic() - began) * 1000)
     took = median(times)
     detail = f"from a second connection to the first in {took:.1f} ms"
     return Check("delivery", "ok", detail, facts={"ms": round(took, 3)})
 
 
+def _filling(conn: Conn) -> bool:
+    return bool(_row(conn, "SELECT pg_catalog.pg_notification_queue_usage()")[0] >= 0.1)
+
+
 def _queue(conn: Conn) -> Check:
-    (usage,) = _row(conn, "SELECT pg_notification_queue_usage()")
-    facts, detail = {"usage": usage}, f"{usage:.2%} of the notification queue is used"
+    (usage,) = _row(conn, "SELECT pg_catalog.pg_notification_queue_usage()")
+    facts: dict[str, Any] = {"usage": usage}
+    detail = f"{usage:.2%} of the notification queue is used"
     if usage < 0.1:
         return Check("queue", "ok", detail, facts=facts)
-    return Check(
-        "queue",
-        "warning" if usage < 0.5 else "failed",
-        f"{detail}; when it is full, every NOTIFY fails",
-        "a listener holds it back: end the session with the oldest xact_start in pg_stat_activity "
-        "(pg_terminate_backend), and have it read or commit",
-        facts,
-    )
+    detail += "; when it is full, every NOTIFY fails"
+    pid = _named_by_the_server(conn) if usage >= 0.5 else None
+    holders = conn.execute(_HOLDERS.encode()).fetchall()
+    holder = next((row for row in holders if row[0] == pid), holders[0] if holders and pid is None else None)
+    if holder is not None:
+        pid, user, database, application, state, since, listens = holder
+        sure = "holds it back" if listens or usage >= 0.5 else "may hold it back: its transaction is the oldest"
+        who = ", ".join(str(part) for part in (user, database, application) if part)
+        detail += f"; session {pid} ({who}) {sure}; {state or 'not reading'} since {since:%Y-%m-%d %H:%M:%S%z}"
+    elif pid is not None:
+        detail += f"; session {pid} holds it back"
+    remedy = "end that session" if pid else "end the session with the oldest xact_start in pg_stat_activity"
+    remedy += f": SELECT pg_terminate_backend({pid if pid else 'pid'}); then have that listener commit, and read"
+    if not pid:
+        remedy += "; members of pg_read_all_stats see all sessions"
+    facts |= {"pid": pid} if pid else {}
+    return Check("queue", "warning" if usage < 0.5 else "failed", detail, remedy, facts)
 
 
-_SEEN = """SELECT pid, state LIKE 'idle in transaction%', wait_event = 'ClientWrite'
-FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND (query ~* '^\\s*(un)?listen\\M'
-OR application_name = 'pgnotifier' AND query NOT LIKE 'SELECT pg_notify%')"""
+def _named_by_the_server(conn: Conn) -> int | None:
+    """The session that the server itself names, in a warning that it gives once in five seconds."""
+    found: list[int] = []
+
+    def heard(notice: psycopg.errors.Diagnostic) -> None:
+        found.extend(map(int, re.findall(r"PID\D*(\d+)", notice.message_detail or "")))
+
+    conn.add_notice_handler(heard)
+    end = monotonic() + WARNING_TIME
+    while not found and monotonic() < end:
+        with contextlib.suppress(psycopg.errors.ProgramLimitExceeded):  # it is full, and the warning comes first
+            conn.execute(_NOTIFY, ("pgnotifier_doctor", ""))
+        list(conn.notifies(timeout=0.2))
+    conn.remove_notice_handler(heard)
+    return found[0] if found else None
+
+
+# Operators are named with their schema too: a search_path may put others before them.
+_LISTENS = """(query OPERATOR(pg_catalog.~*) '^\\s*(un)?listen\\M'
+OR application_name OPERATOR(pg_catalog.=) 'pgnotifier'
+AND query OPERATOR(pg_catalog.!~) '^SELECT (pg_catalog[.])?pg_notify')"""
+
+_SEEN = f"""SELECT pid, state, wait_event FROM pg_catalog.pg_stat_activity
+WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() AND {_LISTENS}"""
+
+# Whoever has had a transaction open, or has not read, for the longest time; those that seem to listen first.
+_HOLDERS = f"""SELECT pid, usename, datname, application_name, state, COALESCE(xact_start, state_change) AS since,
+COALESCE({_LISTENS} OR wait_event OPERATOR(pg_catalog.=) 'ClientWrite', false) AS listens
+FROM pg_catalog.pg_stat_activity
+WHERE pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+AND backend_type OPERATOR(pg_catalog.=) 'client backend'
+AND (xact_start IS NOT NULL OR wait_event OPERATOR(pg_catalog.=) 'ClientWrite')
+ORDER BY listens DESC, since"""
 
 
 def _listeners(conn: Conn) -> Check:
@@ -194,8 +243,11 @@ def _listeners(conn: Conn) -> Check:
     facts = {"pids": sorted(row[0] for row in seen)}
     stuck = [
         f"{pid} {what}"
-        for pid, in_transaction, unread in sorted(seen)
-        for what, so in (("is in an open transaction", in_transaction), ("does not read its socket", unread))
+        for pid, state, wait_event in sorted(seen, key=itemgetter(0))
+        for what, so in (
+            ("is in an open transaction", (state or "").startswith("idle in transaction")),
+            ("does not read its socket", wait_event == "ClientWrite"),
+        )
         if so
     ]
     if stuck:
@@ -215,11 +267,11 @@ def _listeners(conn: Conn) -> Check:
 
 def _version(conn: Conn) -> Check:
     number = conn.info.server_version
-    (name,) = _row(conn, "SELECT current_setting('server_version')")
+    (name,) = _row(conn, "SELECT pg_catalog.current_setting('server_version')")
     facts = {"server_version": number}
     if number >= 190000:
         return Check("version", "ok", f"PostgreSQL {name}", facts=facts)
-    (count,) = _row(conn, f"SELECT count(*) FROM ({_SEEN}) seen")
+    count = len(conn.execute(_SEEN.encode()).fetchall())
     detail = f"PostgreSQL {name}; before 19 every NOTIFY wakes every listening session of the database"
     remedy = "keep listening sessions few: one Notifier a process, or PostgreSQL 19"
     return Check("version", "ok" if count < CROWD else "warning", detail, remedy if count >= CROWD else None, facts)

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -75,6 +76,8 @@ Run = Callable[[argparse.Namespace], int]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        # A connection string in the wrong place is taken for a command, and may hold a password.
+        message = re.sub(r"(invalid choice: ).*(?:://|=).*( \(choose)", r"\1...\2", message)
         self.exit(2, f"pgnotifier: {printable(message)} (try '{self.prog} --help')\n")
 
 
@@ -156,8 +159,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args, rest = _parser().parse_known_args(argv)
     if rest:
-        hint = "" if rest[0].startswith("-") else " (quote what holds spaces)"
-        args.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        if rest[0].startswith("-"):
+            args.parser.error(f"unrecognized option: {rest[0].partition('=')[0]}")
+        args.parser.error("too many arguments (quote what holds spaces)")  # not shown: perhaps the rest of a password
     return args
 
 

@@ -7,7 +7,6 @@ on psycopg's public `pq` layer. Names are resolved in Python, afresh for each co
 from __future__ import annotations
 
 import contextlib
-import re
 import selectors
 import socket
 from abc import ABC, abstractmethod
@@ -24,6 +23,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import Diagnostic, error_from_result
 
 from ..types import DbConf
+from ..validation import LONGEST
+from .conninfo import MISREAD, misread, unreadable
 
 CONNECT_TIMEOUT = 10.0  # seconds for each address, where neither the user nor libpq's environment says otherwise
 NO_TIMEOUT = 130.0  # seconds: libpq's 0 means the socket's own time-out, as in psycopg
@@ -154,15 +155,16 @@ def _parameters(conf: object) -> dict[str, Any]:
         text = extra.pop("conninfo", "")
     else:
         raise TypeError(f"dbconf must be a str, a mapping or a callable that returns one, not {type(conf).__name__}")
+    wrong: Exception | None = None
     try:
         params = dict(conninfo_to_dict(text, **extra))
         make_conninfo("", **params)
-    except psycopg.ProgrammingError as error:
-        shown = str(error).strip()
-        if text:  # libpq quotes the part that it could not read, and that may be a piece of a password
-            shown = re.sub(r'".*"', '"..."', shown.replace('"="', "=", 1), flags=re.DOTALL)
-            shown += "; wanted is a URI (postgresql://user@host/database) or pairs (host=... dbname=...)"
-        raise psycopg.ProgrammingError(f"dbconf: {shown}") from None
+    except (psycopg.ProgrammingError, UnicodeError) as error:
+        wrong = error
+    if wrong is not None:  # raised here, so that no context of the error holds libpq's own text
+        raise psycopg.ProgrammingError(f"dbconf: {unreadable(text, wrong) if text else str(wrong).strip()}")
+    if misread(text, params):
+        raise psycopg.ProgrammingError(f"dbconf: {MISREAD}")
     params["client_encoding"] = "UTF8"
     params.setdefault("fallback_application_name", "pgnotifier")
     return params
@@ -179,6 +181,8 @@ def _attempts(params: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return str(params.get(key) or defaults.get(key) or "").split(",")
 
     hosts, addresses, ports = listed("host"), listed("hostaddr"), listed("port")
+    if misread("", {"host": ",".join(hosts), "port": ",".join(ports)}):  # they may come from the environment
+        raise psycopg.ProgrammingError(f"dbconf: {MISREAD}")
     size = max(len(hosts), len(addresses))
     if any(len(values) not in (1, size) for values in (hosts, addresses, ports)) or (
         size > 1 and "" not in (hosts[0], addresses[0]) and len(hosts) != len(addresses)
@@ -241,10 +245,10 @@ def _patience(pgconn: pq.abc.PGconn) -> float:
     if not value:
         return CONNECT_TIMEOUT * ((found.get(b"host") or b"").count(b",") + 1)
     try:
-        seconds = int(value)
+        seconds = int(value[:20])  # a longer one is as good as never
     except ValueError:
         raise psycopg.ProgrammingError(f"connect_timeout must be whole seconds, not {value.decode()!r}") from None
-    return NO_TIMEOUT if seconds <= 0 else float(max(2, seconds))  # libpq's own least
+    return NO_TIMEOUT if seconds <= 0 else min(max(2.0, seconds), LONGEST)  # two seconds: libpq's own least
 
 
 def answer(

@@ -26,7 +26,7 @@ UNDONE = ("57P01", "57P02", "57P05")
 
 def payload_bytes(payload: object) -> bytes:
     """What goes over the wire: a str as it is. Raises `PayloadTooLong`, `TypeError`, `ValueError`."""
-    text = payload if isinstance(payload, str) else encode(payload)
+    text = str.__str__(payload) if issubclass(type(payload), str) else encode(payload)
     if "\0" in text:
         raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
     try:
