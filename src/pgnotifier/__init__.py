@@ -1,6 +1,6 @@
 """Subscribe callbacks to PostgreSQL NOTIFY channels, from a thread of the library's own."""
 
-from .connection.listener import as_async
+from .connection import as_async
 from .errors import (
     CannotListen,
     InvalidChannel,

@@ -1,14 +1,15 @@
 """Notifier: the public methods, their argument checks, and 0.0.10's private seam.
 
-What is behind it: `keeper` has the registry and the connection, `delivery` the mailboxes and workers.
+Behind it, the supervisor has the registry and the connection, and the dispatcher the mailboxes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from datetime import datetime
+from random import random
 from time import monotonic
 from typing import Final
 
@@ -16,12 +17,12 @@ from psycopg import Notify
 from pyrsistent import PVector
 
 from . import lifecycle, registry
-from .connection.sender import Sender
-from .connection.session import now
-from .delivery.dispatcher import Delivery
+from .clock import now
+from .connection import Sender, delay
+from .delivery import Dispatcher, Workers
 from .payload import decode as default_decode
 from .registry import Registry
-from .supervisor import Keeper
+from .supervisor import Step, Supervisor, nothing
 from .types import Callback, Channels, ChannelState, DbConf, Decoder, Deliver, OnListen, Status, SubscriberState
 from .validation import (
     check_channel,
@@ -69,16 +70,21 @@ class Notifier:
     ) -> None:
         dbconf = check_dbconf(dbconf)
         seconds, delays = check_options(decode, workers, max_pending, heartbeat, retry_delay)
-        self._decode = decode
+        self._decode, self._workers = decode, workers
         self._options = (dbconf, seconds, delays)
         self._received = 0
         self._serial = 0
         self.daemon: bool = bool(daemon)
         self._sender = Sender(dbconf)
-        self._delivery = Delivery(workers, max_pending, decode, self._fatal)
-        self._keeper = Keeper(*self._options, self._delivery, self.__notify)
-        self._keeper.start()
+        least, most = delays
+        self._dispatcher = Dispatcher(max_pending, lambda n: delay(n, least, most, random()), self._wake)
+        self._supervisor = self.__supervisor(registry.EMPTY)
+        self._supervisor.start()
         lifecycle.watch(self)
+
+    def __supervisor(self, reg: Registry) -> Supervisor:
+        workers = Workers(self._workers, self._dispatcher, self._decode, self._fatal)
+        return Supervisor(*self._options, self._dispatcher, workers, self.__notify, reg)
 
     def __enter__(self) -> Notifier:
         return self
@@ -126,7 +132,7 @@ class Notifier:
         name = check_channel(channel)
         sub = make_subscription(fn, on_listen, deliver, loop)
 
-        def step(reg: Registry) -> Registry:
+        def step(reg: Registry) -> registry.Step:
             self._serial += 1
             return registry.subscribe(reg, id, name, sub, self._serial)
 
@@ -156,11 +162,11 @@ class Notifier:
 
     def channels(self) -> dict[str, ChannelState]:
         """`{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`, a copy."""
-        return registry.channels_dict(self._keeper.registry, self._listened())
+        return registry.channels_dict(self._supervisor.registry, self._listened())
 
     def subscribers(self) -> dict[Hashable, SubscriberState]:
         """`{id: {"fn": latest, "channels": {channel: {"fn", "active", "mute", "sub_mute"}}}}`, a copy."""
-        return registry.subscribers_dict(self._keeper.registry, self._listened())
+        return registry.subscribers_dict(self._supervisor.registry, self._listened())
 
     def active_channels(self) -> list[str]:
         """The channels listened to now, sorted, without SYSCHAN."""
@@ -176,11 +182,11 @@ class Notifier:
 
     def muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers muted there."""
-        return registry.ids_by_channel(self._keeper.registry, check_channels(channels), True)
+        return registry.ids_by_channel(self._supervisor.registry, check_channels(channels), True)
 
     def non_muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers not muted there."""
-        return registry.ids_by_channel(self._keeper.registry, check_channels(channels), False)
+        return registry.ids_by_channel(self._supervisor.registry, check_channels(channels), False)
 
     # -- life cycle -----------------------------------------------------------------------------------------
 
@@ -189,11 +195,11 @@ class Notifier:
 
         Raises `psycopg.OperationalError` when it can't connect, and is stopped then.
         """
-        self._keeper.start()
+        self._supervisor.start()
 
     def restart(self) -> None:
         """As `start`."""
-        self._keeper.start()
+        self._supervisor.start()
 
     def stop(self, timeout: float = 10.0, *, drain: bool = False) -> None:
         """End the listener, let running callbacks finish for `timeout` seconds, drop what waits, disconnect.
@@ -208,11 +214,11 @@ class Notifier:
 
     def is_running(self) -> bool:
         """True from construction or `start()` until `stop()`, or until the listener has ended for another reason."""
-        return self._keeper.running
+        return self._supervisor.running
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until stopped, for `timeout` seconds at most; whether it is stopped. Ctrl-C interrupts it."""
-        return self._keeper.stopped.wait(None if timeout is None else check_timeout(timeout))
+        return self._supervisor.stopped.wait(None if timeout is None else check_timeout(timeout))
 
     def status(self) -> Status:
         """Counters, which only grow, and state, as a plain dict.
@@ -221,10 +227,10 @@ class Notifier:
         `delivered` and `failed` calls, `dropped` and `pending` ones, `restarts` of the listener thread,
         `reconnects`, `last_error` (text or None), `since` (when this state of the connection began, aware UTC).
         """
-        keeper, counts = self._keeper, self._delivery.counts()
-        session = keeper.session
+        supervisor, counts = self._supervisor, self._dispatcher.counts()
+        session = supervisor.session
         return {
-            "running": keeper.running,
+            "running": supervisor.running,
             "connected": session is not None,
             "pid": session.pid if session is not None else None,
             "active": self.active_channels(),
@@ -233,10 +239,10 @@ class Notifier:
             "failed": counts["failed"],
             "dropped": counts["dropped"],
             "pending": counts["pending"],
-            "restarts": keeper.history.restarts,
-            "reconnects": keeper.history.reconnects,
-            "last_error": keeper.history.last_error,
-            "since": keeper.history.since,
+            "restarts": supervisor.restarts,
+            "reconnects": supervisor.reconnects,
+            "last_error": supervisor.last_error,
+            "since": supervisor.since,
         }
 
     def notify(self, channel: str, payload: object = "") -> None:
@@ -249,35 +255,33 @@ class Notifier:
 
     # -- 0.0.10's private seam ------------------------------------------------------------------------------
 
-    def __change(self, step: Callable[[Registry], Registry], autorun: bool) -> None:
-        self._keeper.change(step, self.__maybe_restart if autorun else None)
-
-    def __maybe_restart(self, new: Registry | None = None) -> None:
-        """Compare valid with active channels; where they differ: stop the thread, LISTEN, start a new one."""
-        if new is None:
-            self._keeper.change(registry.untold, self._keeper.apply)
+    def __change(self, step: Step, autorun: bool) -> None:
+        if autorun:
+            self.__maybe_restart(step)
         else:
-            self._keeper.apply(new)
+            self._supervisor.change(step, False)
+
+    def __maybe_restart(self, step: Step | None = None) -> None:
+        """Compare valid with active channels; where they differ: end the thread, and LISTEN on the next one."""
+        self._supervisor.change(step or nothing, True, everything=step is None)
 
     def __maybe_stop(self, timeout: float = 10.0, drain: bool = False) -> None:
         """End the listener thread, where there is one, and close its session; then the workers."""
-        self._keeper.stop(monotonic() + timeout, drain)
+        self._supervisor.stop(monotonic() + timeout, drain)
 
-    def __notify(
-        self,
-        generator: Iterable[Notify],
-        well: datetime | None = None,
-        give_up: Callable[[], bool] = lambda: False,
-    ) -> int:
-        """Hand what the generator yields to the mailboxes of the non-muted subscribers; returns how many."""
+    def __notify(self, generator: Iterable[Notify], since: datetime | None = None) -> tuple[int, float]:
+        """Put what the generator yields into the mailboxes of the non-muted subscribers.
+
+        Returns how many, and, where mailboxes have no room for the others, after how many seconds to try again.
+        """
         batch = generator if isinstance(generator, list) else list(generator)
-        taken = self._delivery.post(batch, well or now(), give_up)
+        taken, seconds = self._dispatcher.post(batch, since or now())
         self._received += taken
-        return taken
+        return taken, seconds
 
     def __valid_chans(self) -> PVector[str]:
         """The channels that should be listened to: not muted, with an unmuted subscriber; sorted."""
-        return registry.valid_channels(self._keeper.registry)
+        return registry.valid_channels(self._supervisor.registry)
 
     def __mute_chans(self, channels: Channels, b: bool) -> None:
         names = check_channels(channels)
@@ -289,23 +293,25 @@ class Notifier:
         self.__change(lambda reg: registry.mute_subscriber(reg, id, names, b), autorun=True)
 
     def __by_mute(self, channels: Channels, b: bool) -> list[str]:
-        names, reg = check_channels(channels), self._keeper.registry
+        names, reg = check_channels(channels), self._supervisor.registry
         return sorted(c for c, entry in reg.channels.items() if entry.mute == b and (not names or c in names))
 
     def _listened(self) -> Iterable[str]:
-        session = self._keeper.session
+        session = self._supervisor.session
         return session.active if session is not None else ()
 
     def _fatal(self) -> None:
         with contextlib.suppress(Exception):
             self.stop(0)
 
+    def _wake(self) -> None:
+        self._supervisor.wake()
+
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""
-        old = self._keeper
-        well = old.link.well if old.link is not None else now()
-        self._delivery = self._delivery.heir(self._decode, self._fatal, well)
-        self._keeper = Keeper(*self._options, self._delivery, self.__notify, old.registry)
-        if old.link is not None:
-            old.link.abandon()
+        old = self._supervisor
+        session = old.session
+        self._dispatcher = self._dispatcher.for_child(now() if session is None else session.confirmed)
+        self._supervisor = self.__supervisor(old.registry)
+        old.abandon()
         self._sender.abandon()

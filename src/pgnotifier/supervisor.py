@@ -1,304 +1,521 @@
-"""What is wanted, and the one function that has the server follow it.
+"""Starts, stops and changes the listener. Owns the registry that is wanted.
 
-`change` computes the next registry, `apply` has the server listen to it and makes it the one that counts; where
-there is no connection it is recorded, and the next connection begins with all of it. One lock is held to swap
-values and for nothing else; others serialise changes, and starts. User code never runs under them, but for a callable
-`dbconf` that is asked in `start`. All are reentrant, because a signal handler may call anything anywhere.
+Only a listener thread touches a session. Callers record what they want under the state lock, the dispatcher's; where
+the server has to be told, they start the next listener thread and wait for its report. `NEXT` is the table of phases.
 """
 
 from __future__ import annotations
 
 import threading
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from enum import Enum
 from time import monotonic
 from typing import Any
 
 import psycopg
 
 from . import registry
-from .connection.connect import Abandoned
-from .connection.link import STOP_TIME, History, Link, Setting
-from .connection.session import REFUSALS, Session, now
-from .delivery.dispatcher import NOTHING, Delivery
+from .clock import now
+from .connection import Abandoned, Lifetime, Listener, Session
+from .delivery import NOTHING, Dispatcher, Workers
 from .flag import Flag
-from .log import ERROR, INFO, log
-from .registry import EMPTY, Registry
+from .log import CRITICAL, ERROR, INFO, WARNING, describe, log
+from .registry import EMPTY, SYSCHAN, Registry, Touched
 from .types import DbConf
 
-RELIEF_TIME = 0.05  # seconds that a change under way waits for room in mailboxes before it looks at the server again
+STOP_SECONDS = 0.5  # that `stop` waits for a thread that is asking for a name or a dbconf
 
-STOPPED: dict[str, Any] = {"event": "stopped"}
-Step = Callable[[Registry], Registry]
+Step = Callable[[Registry], registry.Step]
 
 
-class Keeper:
-    """`registry` is what the user wants, `link` what there is between `start` and `stop`, else None."""
+class Phase(Enum):
+    """What a notifier is doing."""
+
+    STOPPED = "there is no listener"
+    CONNECTING = "the first connection is being made"
+    LISTENING = "there is a session"
+    RECONNECTING = "the session was lost, and the next one is being made"
+    STOPPING = "the listener is being ended"
+
+
+STOPPED, CONNECTING, LISTENING, RECONNECTING, STOPPING = Phase
+
+NEXT: dict[Phase, frozenset[Phase]] = {
+    STOPPED: frozenset({CONNECTING}),
+    CONNECTING: frozenset({LISTENING, STOPPING, STOPPED}),
+    LISTENING: frozenset({RECONNECTING, STOPPING, STOPPED}),
+    RECONNECTING: frozenset({LISTENING, STOPPING, STOPPED}),
+    STOPPING: frozenset({STOPPED}),
+}
+
+
+class Request:
+    """A change that waits for the server; `everything` compares all channels, not only those that it touches."""
+
+    def __init__(self, step: Step, everything: bool) -> None:
+        self.step, self.everything = step, everything
+        self.done = Flag()
+        self.error: BaseException | None = None
+
+
+def nothing(reg: Registry) -> registry.Step:
+    """The step that changes nothing."""
+    return reg, ()
+
+
+class Supervisor:
+    """`notify(batch, since)` puts notifications into mailboxes, as `Dispatcher.post`."""
 
     def __init__(
         self,
         source: DbConf,
         heartbeat: float | None,
         retry_delay: tuple[float, float],
-        delivery: Delivery,
-        notify: Callable[[list[Any], datetime, Callable[[], bool]], int],
+        dispatcher: Dispatcher,
+        workers: Workers,
+        notify: Callable[[list[Any], datetime], tuple[int, float]],
         reg: Registry = EMPTY,
     ) -> None:
+        self._options = (source, heartbeat, retry_delay)
+        self._dispatcher, self._workers, self._notify = dispatcher, workers, notify
+        self._lock = dispatcher.lock
         self.registry: Registry = reg
-        self.link: Link | None = None
-        self._unfinished: list[Link] = []  # whose end is under way
-        self.history: History = History()
+        self.phase: Phase = STOPPED
+        self.life: Lifetime | None = None
         self.stopped: Flag = Flag(True)
-        self._delivery, self._notify = delivery, notify
-        self._lock = threading.RLock()
-        self._changing = threading.RLock()
-        self._starting = threading.RLock()
-        self._in_change = False
-        self._waiting: deque[tuple[Step, Callable[[Registry], None] | None]] = deque()
-        self._setting = Setting(
-            source, heartbeat, retry_delay, delivery, notify, lambda: self.registry, self._lock, self.history
-        )
+        self.restarts: int = 0
+        self.reconnects: int = 0
+        self.last_error: str | None = None
+        self.since: datetime = now()
+        self._deferred: deque[Callable[[], object]] = deque()
+        self._deferring = allocate_lock()
 
     @property
     def running(self) -> bool:
         """From `start` to `stop`, connected or not."""
-        link = self.link
-        return link is not None and not link.closed
+        life = self.life
+        return life is not None and not life.stopping
 
     @property
     def session(self) -> Session | None:
         """What is listened with now."""
-        link = self.link
-        return link.session if link is not None and not link.closed else None
+        life = self.life
+        return life.session if life is not None and not life.stopping else None
 
-    # -- changes -------------------------------------------------------------------------------------------
+    def _to(self, phase: Phase) -> None:
+        """Change the phase, under the lock. Raises `RuntimeError`, nothing changed, if `NEXT` does not allow it."""
+        if phase not in NEXT[self.phase]:
+            raise RuntimeError(f"a notifier can't go from {self.phase.name} to {phase.name}")
+        self.phase, self.since = phase, now()
 
-    def change(self, step: Step, apply: Callable[[Registry], None] | None) -> None:
-        """Compute the next registry, and `apply` it (None: record it, and leave what is listened to as it is).
+    def _defer(self, call: Callable[[], object]) -> bool:
+        """Have `call` made by a thread of its own if the current thread must not wait; returns whether that is so.
 
-        Within a change that it interrupts (a signal handler), and on the listener thread (a log handler, a
-        finalizer), the change is made as soon as can be, and this returns at once.
+        A signal handler or finalizer may run while this very thread holds the lock, and on a listener thread.
         """
-        link = self.link
-        if link is not None and link.is_here:
-            threading.Thread(target=self.change, args=(step, apply), name="pgnotifier-change", daemon=True).start()
-            return
-        with self._changing:
-            if self._in_change:
-                self._waiting.append((step, apply))
-                return
-            self._in_change = True
-            try:
-                self._change(step, apply)
-            finally:
-                try:
-                    while self._waiting:
-                        try:
-                            self._change(*self._waiting.popleft())
-                        except Exception as error:
-                            log(ERROR, "a change that was made within another failed", error=error)
-                finally:
-                    self._in_change = False  # after Ctrl-C too: else no change would ever be made again
-
-    def _change(self, step: Step, apply: Callable[[Registry], None] | None) -> None:
-        new = step(self.registry)
-        if apply is not None:
-            apply(new)
-        elif new is not self.registry:
-            with self._lock:
-                self._swap(new)
-
-    def apply(self, new: Registry) -> None:
-        """Have the server listen to what `new` makes valid, then make it the registry.
-
-        The listener thread gives way for it, and starts the next one, which reads what comes after.
-
-        Where the server refuses a name that `new` brought, that error is raised, and nothing has changed.
-        """
-        with self._changing:
-            while not self._apply(new):
-                pass  # the connection was lost, and is back, meanwhile
-
-    def _apply(self, new: Registry) -> bool:
-        """Whether that is done; not where the session is another one by now."""
-        with self._lock:
-            link, session = self.link, self.session
-            if link is None or session is None:
-                self._swap(new)
-                return True
-            differ = [name for name in new.stale if registry.is_valid(new, name) != (name in session.active)]
-            add = [name for name in differ if name not in session.active]
-            remove = [name for name in differ if name in session.active]
-            if not add and not remove:
-                if new is not self.registry or new.stale:
-                    self._swap(new, told=True)
-                return True
-            # Were it to end half way, what the server was told of is compared anew.
-            self.registry = registry.unsure(self.registry, differ)
-            if link.listener is not None:
-                link.listener.ask_to_give_way()
-        self.history.restarts += 1
-        link.wished = True
-        try:
-            with link.turn:
-                link.wished = False
-                return self._listen(link, session, new, add, remove)
-        finally:
-            link.wished = False
-
-    def _listen(self, link: Link, session: Session, new: Registry, add: list[str], remove: list[str]) -> bool:
-        # A name that an earlier call left pending does not make another call fail; to apply it was asked for here.
-        own = set(add) if new.channels is self.registry.channels else {name for name, _ in new.touched}
-        well = session.well
-        try:
-            if link.session is session:  # else lost while the thread ended
-                link.hand_over(session)
-                refused = session.listen_where_allowed(add, remove, lambda: link.hand_over(session, RELIEF_TIME))
-                if own & refused.keys():
-                    added = [name for name in add if name not in refused]
-                    session.listen_where_allowed(remove, added)
-                    raise refused[next(iter(own & refused.keys()))]
-                link.report_refused(refused)
-        except REFUSALS:
-            raise
-        except psycopg.Error as error:
-            link.lost(session, error)
-        except BaseException as error:  # Ctrl-C in mid-command: what would follow on this session is undefined
-            link.lost(session, error)
-            raise
-        with self._lock:
-            if self.session is session:
-                self._swap(new, [*add, *remove], well, told=True)
-            elif self.session is None:
-                self._swap(new)
-            else:
-                return False
+        if not (self._lock._is_owned() or Listener.runs_for(self)):
+            return False
+        self._deferred.append(call)
+        threading.Thread(target=self._catch_up, name="pgnotifier-change", daemon=True).start()
         return True
 
-    def _swap(
-        self, new: Registry, changed: Iterable[str] = (), well: datetime | None = None, told: bool = False
-    ) -> None:
-        """Make `new` the registry, by which calls are made from now on; under the lock."""
-        session = self.session
-        touched = new.touched
-        if session is None or told:  # a connection to come begins with all that is valid
-            new = registry.told(new)
-        self.registry = new = registry.recorded(new)
-        if session is None:
-            self._delivery.publish(new, touched, NOTHING, (), well or now())
-        else:
-            self._delivery.publish(new, touched, session.active, changed, well or session.well)
+    def _catch_up(self) -> None:
+        with self._deferring:  # one after the other, in their order
+            while self._deferred:
+                try:
+                    self._deferred.popleft()()
+                except Exception as error:
+                    log(ERROR, "a change that interrupted another failed", error=error)
 
-    # -- start and stop ------------------------------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------------------------
+
+    def change(self, step: Step, autorun: bool, everything: bool = False) -> None:
+        """Make `step` the next registry, and have the server follow (`autorun`); returns when it does.
+
+        With no session it is only recorded. Raises what `step` or the server refuses; nothing has changed then.
+        """
+        if self._defer(lambda: self.change(step, autorun, everything)):
+            return
+        listener = request = None
+        try:
+            with self._lock:
+                life = self.life
+                new, touched = step(self.registry)
+                live = life if autorun and self.phase is LISTENING else None
+                if live is None or not any(self._difference(live, new, touched, everything)):
+                    self._commit(life, new, touched)
+                else:
+                    request = Request(step, everything)
+                    live.requests.append(request)
+                    if not live.serving:
+                        live.serving = True
+                        listener = live.listener = Listener(self, live)
+            self._dispatcher.turns.wake()
+            if listener is not None:
+                self.restarts += 1
+                listener.start()
+        except BaseException as error:
+            if listener is not None:
+                self._not_started(listener, error)
+            raise
+        if request is not None:
+            request.done.wait()
+            if request.error is not None:
+                raise request.error
+
+    def _not_started(self, listener: Listener, error: BaseException) -> None:
+        """No thread could be started for a change: its predecessor goes on, and what waits for it fails."""
+        life = listener.life
+        with self._lock:
+            if listener.begun:
+                return  # it was: Ctrl-C came later
+            listener.cancelled = True
+            life.listener, life.serving = listener.predecessor, False
+            waiting, life.requests = life.requests, deque()
+            over = life.stopping and (life.listener is None or not life.listener.is_alive())
+        if over:
+            life.close()
+        for request in waiting:
+            request.error = error
+            request.done.set()
+
+    def _difference(
+        self, life: Lifetime, reg: Registry, touched: Iterable[Touched], everything: bool
+    ) -> tuple[list[str], list[str]]:
+        """The channels to listen to and to listen to no longer, under the lock. SYSCHAN is always listened to."""
+        session = life.session
+        active = session.active if session is not None else NOTHING
+        names = {*life.pending, *(name for name, _ in touched)}
+        if everything:
+            names.update(registry.valid_channels(reg), active)
+        names.discard(SYSCHAN)
+        add = [name for name in names if name not in active and registry.is_valid(reg, name)]
+        return add, [name for name in names if name in active and not registry.is_valid(reg, name)]
+
+    def _commit(
+        self,
+        life: Lifetime | None,
+        new: Registry,
+        touched: Iterable[Touched],
+        changed: Iterable[str] = (),
+        refused: Iterable[str] = (),
+    ) -> None:
+        """Make `new` the registry, under the lock; `changed` channels are listened to since, or no longer."""
+        self.registry = new
+        session = life.session if life is not None else None
+        touched = (*touched, *((name, None) for name in changed))
+        if life is None or session is None:
+            self._dispatcher.commit(new, touched, now(), NOTHING)
+            return
+        add, remove = self._difference(life, new, touched, False)
+        life.pending = {*add, *remove}.difference(refused)
+        self._dispatcher.commit(new, touched, session.confirmed, session.active)
+
+    # -- for listener threads -----------------------------------------------------------------------------------
+
+    def may_begin(self, listener: Listener) -> bool:
+        """Whether the thread has something to do; if so, its predecessor has been asked to end."""
+        life, before = listener.life, listener.predecessor
+        with self._lock:
+            if listener.cancelled:
+                return False
+            listener.begun = True
+            if before is None or life.stopping or life.session is not None:
+                if before is not None:
+                    before.ending = True
+                return True
+            life.listener = before  # which is connecting again, and goes on
+            waiting = self._record(life)
+        self._report(waiting)
+        return False
+
+    def _record(self, life: Lifetime) -> list[Request]:
+        """Make the changes that wait for a session that is gone, under the lock: the next one begins with them."""
+        life.serving = False
+        waiting, life.requests = list(life.requests), deque()
+        for request in waiting:
+            try:
+                new, touched = request.step(self.registry)
+                self._commit(life, new, touched)
+            except Exception as error:
+                request.error = error
+        return waiting
+
+    def _report(self, waiting: list[Request]) -> None:
+        self._dispatcher.turns.wake()
+        for request in waiting:
+            request.done.set()
+
+    def wanted(self) -> list[str]:
+        """The channels that a new session has to listen to."""
+        return [SYSCHAN, *registry.valid_channels(self.registry)]
+
+    def publish(self, life: Lifetime, session: Session, refused: dict[str, psycopg.Error]) -> None:
+        """Have calls follow a new session. Raises `Abandoned` where the notifier was stopped meanwhile."""
+        with self._lock:
+            if life.stopping:
+                raise Abandoned("given up: the notifier was stopped")
+            self._to(LISTENING)
+            life.session, life.up_since, life.serving, life.fresh = session, monotonic(), True, True
+            reg = self.registry
+            life.pending = {*registry.valid_channels(reg)}.symmetric_difference(session.active).difference(refused)
+            touched = [(name, None) for name in reg.channels]
+            self._dispatcher.commit(reg, touched, session.confirmed, session.active)
+        self._dispatcher.turns.wake()
+        if not life.started.is_set():
+            self._dispatcher.event({"event": "connected"})
+            log(INFO, "connected, listening to %d channels", len(session.active) - 1)
+        self._refused(refused)
+
+    def reconnected(self, down_for: float, attempts: int) -> None:
+        self.reconnects += 1
+        self._dispatcher.event({"event": "reconnected", "down_for": down_for, "attempts": attempts})
+
+    def failed(self, error: BaseException) -> None:
+        """An attempt to connect again has failed."""
+        self.last_error = describe(error)
+
+    def _refused(self, refused: dict[str, psycopg.Error]) -> None:
+        for name, error in refused.items():
+            log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
+            self._dispatcher.event({"event": "channel_refused", "channel": name, "error": describe(error)})
+
+    def serve(self, life: Lifetime, session: Session) -> None:
+        """Close the difference between wanted and actual channels, and report to the callers that wait.
+
+        Each change is computed anew under the lock after the server has followed, so that one that came in between is
+        not lost. Raises `psycopg.Error` where the session is lost.
+        """
+        changed: set[str] = set()
+        refused: dict[str, psycopg.Error] = {}
+        while True:
+            with self._lock:
+                if life.stopping:
+                    raise Abandoned("given up: the notifier was stopped")
+                request: Request | None = life.requests[0] if life.requests else None
+                if request is None and not life.fresh:
+                    life.serving = False
+                    return
+                ready, own = False, {*changed}
+                try:
+                    new, touched = (request.step if request is not None else nothing)(self.registry)
+                    own = {name for name, _ in touched}
+                    everything = request is not None and request.everything
+                    add, remove = self._difference(life, new, touched, everything)
+                    add = [name for name in add if name not in refused]
+                    if not add and not remove:
+                        self._commit(life, new, touched, changed, refused)
+                        ready = True
+                except Exception as error:
+                    if request is None:
+                        raise
+                    request.error, ready = error, True
+                if ready and request is None:
+                    life.fresh = False
+                elif ready:
+                    life.requests.popleft()
+            if ready:
+                changed, refused = set(), {}
+                self._report([request] if request is not None else [])
+                continue
+            self.hand_over(session)
+            found = session.listen_where_allowed(add, remove, lambda: self.hand_over(session))
+            own = {*add} if everything else own
+            if request is not None and own & found.keys():
+                session.listen_where_allowed(remove, [name for name in add if name not in found])
+                request.error = found[min(own & found.keys())]
+                with self._lock:
+                    life.requests.popleft()
+                changed, refused = set(), {}
+                self._report([request])
+                continue
+            changed.update(add, remove)
+            refused.update(found)
+            self._refused(found)
+
+    def hand_over(self, session: Session) -> float:
+        """Move the backlog into mailboxes; after how many seconds to try again, where some have no room, else 0."""
+        while session.backlog:
+            batch = session.backlog[0]
+            count, seconds = self._notify(batch.notifications, batch.since)
+            session.handed_over(count)
+            if seconds:
+                return seconds
+        return 0.0
+
+    def lost(self, life: Lifetime, session: Session, error: BaseException) -> None:
+        """The session is of no more use: record what waits for it, deliver what it had read, and tell."""
+        with self._lock:
+            life.session, life.down_since = None, monotonic()
+            stopping = life.stopping
+            if not stopping:
+                self._to(RECONNECTING)
+                self.last_error = describe(error)
+            waiting = self._record(life)
+        self._report(waiting)
+        session.close()
+        if stopping:
+            life.confirmed, life.rest = session.confirmed, session.backlog
+            return
+        try:
+            while seconds := self.hand_over(session):
+                life.token.wait(monotonic() + seconds)
+        except Abandoned:
+            pass
+        life.confirmed = session.confirmed
+        self._dispatcher.lose("connection", session.confirmed, describe(error))
+        if isinstance(error, psycopg.Error | UnicodeError | OSError):
+            log(WARNING, "the connection is lost: %s", describe(error))
+        else:
+            log(CRITICAL, "the listener met what it did not expect, and connects again", error=error)
+        self._dispatcher.event({"event": "disconnected", "error": describe(error)})
+
+    def ended(self, listener: Listener) -> None:
+        """A listener thread ends; the last one of a lifetime closes what that holds."""
+        life = listener.life
+        with self._lock:
+            if life.listener is not listener:
+                return
+            waiting = self._record(life)
+            over = self.life is life and not life.stopping  # it could not connect, or met what it did not expect
+        session = life.session
+        if session is not None:
+            if life.drains:
+                try:
+                    session.read()
+                except Exception:
+                    pass  # what had arrived is in the backlog
+            life.confirmed, life.rest = session.confirmed, session.backlog
+        if over:
+            self._end(life, {"event": "stopped"} if life.started.is_set() else None)
+            self.stopped.set()
+        life.close()
+        self._report(waiting)
+
+    def wake(self) -> None:
+        """A full mailbox has room: have the listener come again. Any thread, without the lock."""
+        life = self.life
+        if life is not None and life.listener is not None:
+            life.listener.wake()
+
+    # -- start and stop ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect and begin to listen, where there is no link; else apply what is pending."""
-        link = self.link
-        if link is not None and not link.closed and link.is_here:
-            self.change(registry.untold, self.apply)  # in another thread: a change may be waiting for this one to end
-            return
-        with self._starting:
-            link = None
-            try:
-                with self._changing:
-                    if self.running:
-                        self.change(registry.untold, self.apply)  # after the one that this interrupts, where it does
-                        return
-                    if self.link is not None:  # a stop() that has not come to it yet: it is ended before all begins
-                        self._finish(self.link, undisturbed=True)
-                    self._finish_rest()
-                    link = Link(self._setting)
-                    with self._lock:
-                        self.registry = registry.renewed(self.registry)
-                        self.stopped.clear()
-                        self.link = link
-                self._delivery.start(self.registry)
-                session = link.connect()  # changes are recorded meanwhile, and the connection begins with them
-                self._delivery.event({"event": "connected"})
-                log(INFO, "connected, listening to %d channels", len(session.active) - 1)
-                link.spawn()
-            except BaseException as error:
-                if link is None:
-                    raise
-                overtaken = link.closed and isinstance(error, Abandoned)
-                with self._changing:
-                    self._drop(link, None)
-                if not overtaken:  # by another thread's stop(), which then has the last word
-                    raise
+        """Connect and begin to listen; if that is so already, apply what is pending.
 
-    def _drop(self, link: Link, event: dict[str, Any] | None) -> None:
-        """End a link that could not begin, or not go on."""
-        link.closed = True
-        self._finish(link, undisturbed=True, event=event)
-        link.end(undisturbed=True)  # where a stop() had no time to
-        if not self._delivery.in_a_callback():
-            self._delivery.wait(monotonic() + STOP_TIME)
-        if self.link is None:
-            self.stopped.set()
+        Raises `psycopg.OperationalError` where it can't connect, and is stopped then.
+        """
+        if self._defer(self.start):
+            return
+        while (life := self.life) is not None and life.stopping:
+            self._finish(life)  # a stop() that another thread has not finished, or that Ctrl-C interrupted
+        if life is not None:
+            life.started.wait()
+            if life.error is None:
+                self.change(nothing, True, everything=True)
+                return
+        else:
+            life = Lifetime(*self._options)
+            try:
+                with self._lock:
+                    mine = self.life is None
+                    if mine:
+                        self._to(CONNECTING)
+                        self.stopped.clear()
+                        self.life, life.listener = life, Listener(self, life)
+                        self._dispatcher.begin()
+                if not mine:
+                    life.close()
+                    self.start()
+                    return
+                self._workers.start()
+                life.listener.start()  # type: ignore[union-attr]
+                life.started.wait()
+            except BaseException:
+                if self.life is life:
+                    self._finish(life)
+                else:
+                    life.close()
+                raise
+        if life.error is not None and not (life.stopping and isinstance(life.error, Abandoned)):
+            life.ended.wait(STOP_SECONDS)
+            raise life.error
 
     def stop(self, deadline: float, drain: bool) -> None:
         """End the listener, then the workers, until `deadline` (monotonic seconds) at most; drop what waits."""
-        wait = not self._delivery.in_a_callback()
-        drain = drain and wait
-        with self._lock:
-            link = self.link
-            if link is not None:
-                link.closed = True
-        if link is None and self._unfinished:
-            with self._starting, self._changing:
-                self._finish_rest()
-        if link is not None:
-            link.give_up()
-            # Another thread may be connecting, or between two listener threads; what it waits for was given up.
-            latest = monotonic() + STOP_TIME
-            held: list[Any] = []
-            try:
-                for lock in (self._starting, self._changing):
-                    if lock.acquire(timeout=_left(latest)):
-                        held.append(lock)
-                rest = self._finish(link, len(held) == 2, drain)
-                if len(held) == 2:
-                    self._finish_rest()
-            finally:
-                for lock in reversed(held):
-                    lock.release()
-            if drain:
-                self._notify(rest, link.well, lambda: monotonic() > deadline)
-                self._delivery.drain(deadline)
-                with self._changing:
-                    if self.link is None:  # else it was started again meanwhile, and goes on
-                        self._delivery.halt(STOPPED, now())
+        if self._defer(lambda: self.stop(deadline, drain)):
+            return
+        workers, turns = self._workers, self._dispatcher.turns
+        wait = not self.in_a_callback()
+        life = self.life
+        if life is not None:
+            self._finish(life, deadline if drain and wait else None)
         if wait:
-            self._delivery.wait(deadline)
+            turns.reclaim()
+            turns.bell.wait_for(lambda: self._dispatcher.running or workers.ended, max(0.0, deadline - monotonic()))
         with self._lock:
-            if self.link is None:
+            if self.life is None:
                 self.stopped.set()
 
-    def _finish(
-        self, link: Link, undisturbed: bool, drain: bool = False, event: dict[str, Any] | None = STOPPED
-    ) -> list[Any]:
-        """End a closed link, and calls; with `drain` not the calls, and return what had arrived."""
+    def _finish(self, life: Lifetime, drain_until: float | None = None) -> None:
+        """End a lifetime, and calls. Every step can be repeated, so an interrupted one is finished by the next."""
         with self._lock:
-            if self.link is not link:
-                return []  # another thread was first
-            self._unfinished.append(link)
-            self.link = None
-        rest = link.end(undisturbed, drain)
-        if drain:
-            self._delivery.deaf("stopped", link.well)
+            life.stopping, life.drains = True, drain_until is not None
+            if self.life is life and self.phase is not STOPPING:
+                self._to(STOPPING)
+            listener = life.listener
+            if listener is not None and not listener.begun:
+                listener.cancelled = not listener.is_alive()  # it was never started
+        life.token.cancel()
+        if listener is None or listener.cancelled:
+            life.close()
         else:
-            self._delivery.halt(event, link.well)
-        self._unfinished.remove(link)
-        return rest
+            listener.wake()
+            life.ended.wait(STOP_SECONDS)
+            listener.join(STOP_SECONDS)
+        if drain_until is not None:
+            self._drain(life, drain_until)
+        self._end(life, {"event": "stopped"})
 
-    def _finish_rest(self) -> None:
-        """End what Ctrl-C kept an earlier end from; under the locks of starts and of changes."""
-        for link in tuple(self._unfinished):
-            link.end(undisturbed=True)
-            self._delivery.halt(STOPPED, link.well)
-            self._unfinished.remove(link)
+    def _drain(self, life: Lifetime, deadline: float) -> None:
+        rest, life.rest = life.rest, deque()
+        for batch in rest:
+            while batch.notifications and monotonic() < deadline:
+                count, seconds = self._notify(batch.notifications, batch.since)
+                del batch.notifications[:count]
+                self._dispatcher.turns.bell.wait_for(lambda: False, seconds)
+        self.wait_idle(deadline)
+
+    def wait_idle(self, deadline: float) -> bool:
+        """Wait until nothing waits and no call is under way, until `deadline` at most; returns whether that is so."""
+        turns = self._dispatcher.turns
+        turns.reclaim()
+        return turns.bell.wait_for(self._dispatcher.is_idle, max(0.0, deadline - monotonic()))
+
+    def in_a_callback(self) -> bool:
+        """Whether the current thread makes calls, or runs an event loop that does or is about to."""
+        return self._workers.has_caller()
+
+    def _end(self, life: Lifetime, event: dict[str, Any] | None) -> None:
+        with self._lock:
+            if self.life is not life:
+                return  # another thread was first
+            self._dispatcher.halt(event, life.confirmed)
+            self._to(STOPPED)
+            self.life = None
+        self._dispatcher.turns.wake()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's session without touching it."""
+        life, self.life = self.life, None
+        if life is not None:
+            if life.session is not None:
+                life.session.abandon()
+            life.token.close()
+            _kept.append(life)
 
 
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - monotonic())
+_kept: list[Any] = []  # keeps the parent's objects alive in a forked child, so that their finalizers never run there

@@ -21,7 +21,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from ..connection.connect import Breaker, connect
+from ..connection.connect import connect
+from ..connection.waiting import CancelToken
 from . import advice
 from .views import Check
 
@@ -58,8 +59,8 @@ def examine(dsn: str) -> Iterator[Check]:
 
 def _connect(dsn: str) -> Conn:
     # Not by the library's own name, which is how `_listeners` knows notifiers.
-    with contextlib.closing(Breaker()) as breaker:
-        return connect(make_conninfo(dsn, fallback_application_name="pgnotifier doctor"), breaker)
+    with contextlib.closing(CancelToken()) as token:
+        return connect(make_conninfo(dsn, fallback_application_name="pgnotifier doctor"), token)
 
 
 def _guarded(name: str, dsn: str, check: Callable[..., Check], *conns: Conn) -> Check:

@@ -1,246 +1,274 @@
-"""The listener thread: an asyncio task that drains a session whenever its socket is readable (contract 5).
+"""The listener thread: an asyncio task that reads a session whenever its socket is readable (guarantee 5).
 
-Runs no user code, but for a callable `dbconf` that is asked between two sessions, and does not poll. A listener
-serves one thread's life; the session outlives it, and so does the event loop, which the next thread runs again.
+A change of channels starts the next listener thread, which ends its predecessor, sends the change, and listens on.
+Starting, changing and reconnecting are one life of a thread. It runs no callback, and does not poll; it runs log
+handlers and a callable `dbconf`, without holding a lock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
+import random
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from _thread import allocate_lock
+from collections import deque
+from dataclasses import dataclass, field
 from datetime import datetime
 from math import inf
-from typing import Any
+from time import monotonic
+from typing import Any, Protocol
 
-from ..log import CRITICAL, WARNING, describe, log
-from .connect import PortableSelector
-from .session import Session
+import psycopg
 
-
-def new_loop() -> asyncio.SelectorEventLoop:
-    """An event loop that shares nothing with a forked child."""
-    return asyncio.SelectorEventLoop(PortableSelector())
-
-
-def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
-    """Run `f(*a)`, blocking or a coroutine function, as a task in a new event loop in a thread of its own.
-
-    Returns at once. Cancelling the future ends the task (a blocking function runs to its end, unheard).
-    """
-    loop = new_loop()
-    future: Future[Any] = Future()
-    task: asyncio.Task[Any] | None = None
-
-    async def call() -> Any:
-        result = f(*a)
-        return await result if inspect.isawaitable(result) else result
-
-    def cancel(future: Future[Any]) -> None:
-        if future.cancelled():
-            try:
-                loop.call_soon_threadsafe(lambda: task and task.cancel())
-            except RuntimeError:
-                return  # the loop is closed: the task has ended
-
-    def run() -> None:
-        nonlocal task
-        outcome: tuple[Callable[[Any], None], Any] | None = None
-        try:
-            task = loop.create_task(call())
-            if future.cancelled():
-                task.cancel()
-            outcome = (future.set_result, loop.run_until_complete(task))
-        except asyncio.CancelledError:
-            future.cancel()
-        except BaseException as error:
-            outcome = (future.set_exception, error)
-        finally:
-            task = None
-            loop.close()
-        if outcome is not None and future.set_running_or_notify_cancel():
-            outcome[0](outcome[1])
-
-    future.add_done_callback(cancel)
-    name = f"pgnotifier-{getattr(f, '__name__', 'task')}"
-    try:
-        threading.Thread(target=run, name=name, daemon=True).start()
-    except BaseException:
-        loop.close()
-        raise
-    return future
-
+from ..clock import now
+from ..flag import Flag
+from ..log import CRITICAL, INFO, WARNING, describe, log
+from ..types import DbConf
+from . import backoff
+from .aioloop import new_loop
+from .session import Batch, Session
+from .waiting import Abandoned, CancelToken
 
 NAME = "pgnotifier-listener"
 
 
-class Listener:
-    """Drains a session into `deliver` until asked to stop, while it has `turn`, which the owner of the session has.
+class Owner(Protocol):
+    """The supervisor, as its listener threads see it. All methods but `record` and `may_begin` are theirs alone."""
 
-    It lets go of the turn while there is nothing to read: who wants to own the session asks it to give way, and takes
-    the turn. It starts the next thread itself then, with `follow()`, while the server answers; where that cannot be
-    had it goes on. `running` is held by the thread that runs the loop.
+    def may_begin(self, listener: Listener) -> bool:
+        """Whether the thread has something to do; if so, its predecessor has been asked to end."""
 
-    `session()` is what there is to begin with; `wished()` whether somebody waits for the turn. `deliver(batch, well,
-    give_up)` returns how many it took; the others come first in the next drain. `lost(session, error)` is called when
-    the session fails, and `renew()` for the next one, which is None where none is wanted any more; with no session to
-    begin with, `renew` comes first. `ended()` comes last.
+    def wanted(self) -> list[str]:
+        """The channels that a new session has to listen to."""
+
+    def publish(self, life: Lifetime, session: Session, refused: dict[str, psycopg.Error]) -> None:
+        """The session listens. Raises `Abandoned` where nobody wants it any more."""
+
+    def reconnected(self, down_for: float, attempts: int) -> None: ...
+
+    def serve(self, life: Lifetime, session: Session) -> None:
+        """Close the difference between wanted and actual channels, and report to the callers that wait."""
+
+    def hand_over(self, session: Session) -> float:
+        """Move the backlog into mailboxes; after how many seconds to try again, where some have no room, else 0."""
+
+    def lost(self, life: Lifetime, session: Session, error: BaseException) -> None: ...
+
+    def failed(self, error: BaseException) -> None:
+        """An attempt to connect again has failed."""
+
+    def ended(self, listener: Listener) -> None:
+        """The thread ends; the last one of a lifetime closes what that holds."""
+
+
+@dataclass(eq=False)
+class Lifetime:
+    """What belongs to one `start` until its `stop`. Changed under the state lock, but for what a thread owns.
+
+    `turn` is held by the listener thread that runs `loop` and owns `session`. `requests` are changes that wait for
+    the server; `serving` says that a thread is about to take them. `pending` are names that may differ from the
+    session's.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        running: threading.Lock,
-        turn: threading.Lock,
-        session: Callable[[], Session | None],
-        wished: Callable[[], bool],
-        deliver: Callable[[list[Any], datetime, Callable[[], bool]], int],
-        nudge: Callable[[], None],
-        lost: Callable[[Session, BaseException], None],
-        renew: Callable[[], Session | None],
-        follow: Callable[[], object],
-        ended: Callable[[], object],
-    ) -> None:
-        self._loop, self._running, self._turn = loop, running, turn
-        self._session, self._wished = session, wished
-        self._deliver, self._nudge, self._lost, self._renew = deliver, nudge, lost, renew
-        self._follow, self._ended = follow, ended
-        self._stopping = self._giving_way = False  # counts even before the thread has begun to run
-        self._readable: asyncio.Event | None = None
+    source: DbConf
+    heartbeat: float | None
+    retry_delay: tuple[float, float]
+    token: CancelToken = field(default_factory=CancelToken)
+    loop: asyncio.SelectorEventLoop = field(default_factory=new_loop)
+    turn: Any = field(default_factory=allocate_lock)
+    session: Session | None = None
+    listener: Listener | None = None  # the newest
+    stopping: bool = False
+    serving: bool = True
+    fresh: bool = False  # a session was just published: close the difference without a request, too
+    requests: deque[Any] = field(default_factory=deque)
+    pending: set[str] = field(default_factory=set)
+    started: Flag = field(default_factory=Flag)  # the first connection is there, or `error` says why not
+    ended: Flag = field(default_factory=Flag)  # everything is closed
+    error: BaseException | None = None
+    confirmed: datetime = field(default_factory=now)  # everything committed before had arrived at its end
+    drains: bool = False  # `rest`, what had arrived and found no room, is wanted
+    rest: deque[Batch] = field(default_factory=deque)
+    up_since: float = field(default_factory=monotonic)
+    down_since: float = field(default_factory=monotonic)
+    attempt: int = 0
+
+    def close(self) -> None:
+        """Close what it holds. Its last thread, or the caller where no thread could be started."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+        self.token.close()
+        self.loop.close()
+        self.started.set()
+        self.ended.set()
+
+
+class _Thread(threading.Thread):
+    owner: Owner
+
+
+class Listener:
+    """One thread of a lifetime, and the one before it."""
+
+    def __init__(self, owner: Owner, life: Lifetime) -> None:
+        self._owner, self.life, self.predecessor = owner, life, life.listener
+        self.ending = False  # asked to end by a successor; counts even before the thread has begun
+        self.begun = False
+        self.cancelled = False  # could not be started
         self._heard = True
-        self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        self._readable: asyncio.Event | None = None
+        self._thread = _Thread(target=self._run, name=NAME, daemon=True)
+        self._thread.owner = owner
+
+    @staticmethod
+    def runs_for(owner: Owner) -> bool:
+        """Whether the current thread is one of its listener threads."""
+        thread = threading.current_thread()
+        return isinstance(thread, _Thread) and thread.owner is owner
 
     def start(self) -> None:
+        """Start the thread. Raises what kept it from starting."""
         self._thread.start()
 
     @property
     def is_here(self) -> bool:
+        """Whether this is the current thread."""
         return threading.current_thread() is self._thread
 
-    def ask_to_give_way(self) -> None:
-        """Have the next thread take over; by whoever is to have the turn in between."""
-        self._giving_way = True
-        self._wake()
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
-    def ask_to_stop(self) -> None:
-        """Have the thread end; it is between two drains then, and what it drained is delivered or put back."""
-        self._stopping = True
-        self._wake()
+    def join(self, timeout: float) -> None:
+        if self._thread.ident is not None and not self.is_here:
+            self._thread.join(timeout)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the thread look whether it has to end, or whether mailboxes have room. Any thread."""
         readable = self._readable
         if readable is not None:
             try:
-                self._loop.call_soon_threadsafe(readable.set)
+                self.life.loop.call_soon_threadsafe(readable.set)
             except RuntimeError:
-                pass  # the loop is closed: the thread has ended
-        self._nudge()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until the thread has ended; whether that is so."""
-        if self.is_here:
-            return False
-        if self._thread.ident is not None:  # else it was never started
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        with self._running:
-            try:
-                self._serve()
-                while not self._stopping and self._giving_way and not self._succeeded():
-                    self._giving_way = False
-                    self._serve()
-            finally:
-                self._ended()
-
-    def _succeeded(self) -> bool:
-        self._thread.name += "-ending"  # there is one of that name
-        try:
-            self._follow()
-        except Exception as error:
-            self._thread.name = NAME
-            log(WARNING, "no other listener thread can be started, so this one goes on: %s", describe(error))
-            return False
-        return True
+                pass  # the event loop is closed: the thread has ended
 
     def _ends(self) -> bool:
-        if self._wished():  # by one who asked the listener before this one
-            self._giving_way = True
-        return self._stopping or self._giving_way
+        return self.ending or self.life.stopping
 
-    def _serve(self) -> None:
-        """Until asked to stop, or to give way."""
-        while not self._ends():
-            session: Session | None = None
+    # -- on the thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        if not self._owner.may_begin(self):
+            return
+        before, self.predecessor = self.predecessor, None
+        if before is not None:
+            before.wake()
+        with self.life.turn:
             try:
-                session = self._session() or self._renew()
+                self._live()
+            except BaseException as error:
+                log(CRITICAL, "the listener met what it did not expect, and ends", error=error)
+            finally:
+                self._owner.ended(self)
+
+    def _live(self) -> None:
+        """Until asked to end: connect where there is no session, make changes, and listen."""
+        owner, life = self._owner, self.life
+        while True:
+            session = life.session
+            try:
+                if session is None:
+                    if self._ends():
+                        return
+                    session = self._reconnect() if life.started.is_set() else self._connect()
                 if session is None:
                     return
-                self._loop.run_until_complete(self._listen(session))
+                owner.serve(life, session)
+                life.started.set()
+                if self._ends():
+                    return
+                life.loop.run_until_complete(self._listen(session))
+                if self._ends():
+                    return
             except BaseException as error:
-                if session is None:
-                    log(CRITICAL, "the listener met what it did not expect, and goes on", error=error)
+                if session is not None:
+                    owner.lost(life, session, error)
+                elif life.started.is_set():
+                    raise
                 else:
-                    with self._turn:
-                        self._lost(session, error)
+                    life.error = error
+                    return
+
+    def _connect(self) -> Session:
+        """A session that listens to everything that is wanted, published. Raises what kept it from that."""
+        owner, life = self._owner, self.life
+        session = Session(life.source, life.heartbeat, life.token)
+        try:
+            session.prove(life.source)
+            refused = session.listen_where_allowed(owner.wanted())
+            session.verify()
+            owner.publish(life, session, refused)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _reconnect(self) -> Session | None:
+        """Connect again, for ever; None where the notifier was stopped meanwhile."""
+        life, (least, most) = self.life, self.life.retry_delay
+        life.attempt = backoff.next_attempt(life.attempt, life.down_since - life.up_since, least, most)
+        attempts = 0
+        while True:
+            seconds = backoff.delay(life.attempt, least, most, random.random())
+            attempts += 1
+            log(WARNING, "connecting again in %.2f s, attempt %d", seconds, attempts)
+            try:
+                life.token.wait(monotonic() + seconds)
+                session = self._connect()
+            except Abandoned:
+                return None
+            except BaseException as error:  # whatever a callable dbconf may raise
+                self._owner.failed(error)
+                log(WARNING, "attempt %d to connect failed: %s", attempts, describe(error))
+                life.attempt += 1
+                continue
+            down_for = life.up_since - life.down_since
+            log(INFO, "connected again after %.2f s, attempt %d", down_for, attempts)
+            self._owner.reconnected(down_for, attempts)
+            return session
 
     async def _listen(self, session: Session) -> None:
-        """Until asked to stop, or the session is lost."""
-        loop = self._loop
+        """Read and hand over, until asked to end. Raises when the session is lost."""
+        loop, owner = self.life.loop, self._owner
         readable = self._readable = asyncio.Event()
         timer: asyncio.TimerHandle | None = None
-        due = 0.0
+        due = inf
+        reading = False
 
         def bytes_came() -> None:
             self._heard = True
             readable.set()
 
-        loop.add_reader(session.fileno, bytes_came)
         try:
-            while True:
-                with self._turn:
-                    if self._ends() or self._session() is not session:  # lost by one who had the turn
-                        return
-                    readable.clear()
-                    try:
-                        batch = session.drain()
-                        if batch:
-                            self._hand_over(session, batch)
-                        heard, self._heard = self._heard or bool(batch), False
-                        latest = session.check(heard)
-                    except BaseException as error:
-                        self._lost(session, error)
-                        return
+            while not self._ends():
+                readable.clear()
+                if reading is not session.has_room:  # else the socket would be reported readable again and again
+                    reading = session.has_room
+                    loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)
+                came = reading and session.read()
+                seconds = owner.hand_over(session) if session.backlog else 0.0
+                heard, self._heard = self._heard or came, False
+                latest = session.check(heard)
+                if seconds:
+                    latest = min(latest, monotonic() + seconds)
                 if latest != due:
                     # Only the end of a heartbeat wakes an idle listener; traffic does not move the timer.
                     if timer is not None:
                         timer.cancel()
                     timer, due = (loop.call_at(latest, readable.set), latest) if latest < inf else (None, latest)
-                if not batch:
+                if not came or seconds:
                     await readable.wait()
         finally:
             if timer is not None:
                 timer.cancel()
             loop.remove_reader(session.fileno)
-
-    def _hand_over(self, session: Session, batch: list[Any]) -> None:
-        failures: list[BaseException] = []
-
-        def stops() -> bool:
-            """Asked again and again while a mailbox is full: the server must not wait for it."""
-            ends = self._ends()
-            if not ends and not failures:
-                try:
-                    session.read_on()
-                except Exception as error:
-                    failures.append(error)
-            return ends
-
-        taken = self._deliver(batch, session.drained, stops)
-        if taken < len(batch):
-            session.put_back(batch[taken:])
-        if failures:
-            raise failures[0]

@@ -12,7 +12,8 @@ import psycopg
 from ..errors import PayloadTooLong
 from ..payload import encode
 from ..types import DbConf
-from .connect import Breaker, answer, connect, ended
+from .connect import connect
+from .waiting import CancelToken, answer, ended
 
 MAX_PAYLOAD_BYTES = 7999
 END_TIME = 0.25  # seconds for a send in another thread to end when all is closed
@@ -55,45 +56,45 @@ class Sender:
     def _fresh(self) -> None:
         self._turn = threading.RLock()
         self._idle: deque[psycopg.Connection[Any]] = deque()  # one, or a few after calls that interrupted others
-        self._breakers: list[Breaker] = []  # the first one ends all sends since the last `close`
+        self._tokens: list[CancelToken] = []  # the first one ends all sends since the last `close`
 
     def send(self, channel: str, payload: object) -> None:
         """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`."""
         data = payload_bytes(payload)
         deadline = monotonic() + SEND_TIMEOUT
-        breakers, turn = self._breakers, self._turn
+        tokens, turn = self._tokens, self._turn
         held: list[bool] = []
         try:
             _take(turn, SEND_TIMEOUT, held)
             if not held[0]:
                 raise psycopg.OperationalError(f"other threads were sending for {SEND_TIMEOUT:g} seconds")
-            if not breakers:
-                breakers.append(Breaker())
+            if not tokens:
+                tokens.append(CancelToken())
             try:
-                self._send(channel.encode(), data, breakers, deadline)
+                self._send(channel.encode(), data, tokens, deadline)
             except psycopg.OperationalError as error:
                 if error.sqlstate not in UNDONE:
                     raise
-                self._send(channel.encode(), data, breakers, deadline)
+                self._send(channel.encode(), data, tokens, deadline)
         finally:
             if held == [True]:
                 turn.release()
 
-    def _send(self, channel: bytes, payload: bytes, breakers: list[Breaker], deadline: float) -> None:
+    def _send(self, channel: bytes, payload: bytes, tokens: list[CancelToken], deadline: float) -> None:
         """By the thread whose turn it is. With `UNDONE` as its `sqlstate`, an error says that nothing was sent."""
         conn: psycopg.Connection[Any] | None = None
         intact = False
         try:
-            conn = self._take_idle() or connect(self._source, breakers[0], deadline)
+            conn = self._take_idle() or connect(self._source, tokens[0], deadline)
             conn.pgconn.send_query_params(b"SELECT pg_catalog.pg_notify($1, $2)", [channel, payload])
-            answer(conn, breakers[0], deadline, SEND_TIMEOUT)
+            answer(conn, tokens[0], deadline, SEND_TIMEOUT)
             intact = True
         except psycopg.DataError:
             intact = True  # the server refused this one; the connection is as it was
             raise
         finally:
             if conn is not None:
-                if intact and breakers is self._breakers and not self._idle:
+                if intact and tokens is self._tokens and not self._idle:
                     self._idle.append(conn)
                 else:
                     conn.close()
@@ -108,15 +109,15 @@ class Sender:
 
     def close(self) -> None:
         """Close the connection. A send that is under way in another thread has a moment to end, and is given up."""
-        breakers, self._breakers = self._breakers, []  # a send that began before does not keep its connection
+        tokens, self._tokens = self._tokens, []  # a send that began before does not keep its connection
         self.close_idle()
         turn = self._turn
         held: list[bool] = []
         try:
             _take(turn, END_TIME, held)
             if held == [False]:
-                for breaker in breakers:
-                    breaker.snap()
+                for token in tokens:
+                    token.cancel()
                 held.clear()
                 _take(turn, GIVE_UP_TIME, held)
         finally:

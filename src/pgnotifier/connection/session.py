@@ -1,15 +1,16 @@
-"""One connection that listens, for that connection's life: open, listen, drain, check, close.
+"""One connection that listens, for that connection's life: open, listen, read, check, close.
 
-Touched by one thread at a time: by who has the link's turn, the listener thread or a caller that changes channels.
-What waits for the server can be ended from any thread, by the breaker that the session was given.
+One listener thread at a time touches it. Any thread can end a wait for the server, by the session's cancel token.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Collection
-from datetime import datetime, timedelta, timezone
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from math import inf
 from time import monotonic
 from typing import Any
@@ -18,18 +19,16 @@ import psycopg
 from psycopg import pq
 from pyrsistent import PMap, pmap
 
+from ..clock import now
 from ..errors import CannotListen
 from ..types import DbConf
-from .connect import Breaker, answer, checked, connect, lost
+from .connect import connect
+from .waiting import CancelToken, answer, checked, lost
 
-ANSWER_TIMEOUT = 10.0  # seconds for the server to answer a change of channels, without a heartbeat (contract 10)
-
-PROOF_TIME = 2.0  # seconds for a notification to come through a pooler
-
-MUCH = 10_000  # notifications that may wait for the answer to a change; more are handed over before it
-
-AHEAD = 16_000_000  # bytes of notifications, about, that are read while there is no room for them
-OVERHEAD = 100  # bytes of each, about, without its payload
+ANSWER_SECONDS = 10.0  # for the server to answer a change of channels, without a heartbeat (guarantee 10)
+PROOF_SECONDS = 2.0  # for a notification to come through a pooler
+BACKLOG_BYTES = 16_000_000  # of notifications, about, that are read while mailboxes have no room for them
+OVERHEAD_BYTES = 100  # of each, about, without its payload
 
 # How a server refuses a name that its encoding cannot hold.
 REFUSALS = (psycopg.DataError, psycopg.ProgrammingError)
@@ -39,7 +38,7 @@ SIGNAL_TIME = timedelta(milliseconds=250)
 
 # What a session must still be: the same server process, listening to as many channels.
 # Everything has its schema, lest the search_path of a role or database makes it anything else (guarantee 12).
-_CHECK = b"SELECT pg_catalog.pg_backend_pid(), (SELECT pg_catalog.count(*) FROM pg_catalog.pg_listening_channels())"
+CHECK = b"SELECT pg_catalog.pg_backend_pid(), (SELECT pg_catalog.count(*) FROM pg_catalog.pg_listening_channels())"
 _PID = b"SELECT pg_catalog.pg_backend_pid()"
 
 # PostgreSQL before 18.2 may answer 58P01 to every LISTEN, until this has been asked (guarantee 10).
@@ -47,49 +46,54 @@ _CURE = b"SELECT pg_catalog.pg_notification_queue_usage()"
 _CURABLE = "58P01"
 
 
-def now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
 def quote(name: str) -> str:
     """A channel's name as a quoted identifier: exactly as given, and no SQL can be in it."""
     return '"' + name.replace('"', '""') + '"'
 
 
-class Session:
-    """A connection and the channels that the server was told to listen to.
+@dataclass(slots=True)
+class Batch:
+    """Notifications that were read together. Everything committed before `since` had been read before them."""
 
-    `heartbeat` is in seconds, or None. `drained` is `well` as it holds for what the last drain returned.
+    notifications: list[Any]
+    since: datetime
+
+
+class Session:
+    """A connection, the channels that the server was told to listen to, and what arrived and was not handed over.
+
+    `heartbeat` is in seconds, or None for never.
     """
 
-    def __init__(self, source: DbConf, heartbeat: float | None, breaker: Breaker) -> None:
+    def __init__(self, source: DbConf, heartbeat: float | None, token: CancelToken) -> None:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
-        self._breaker = breaker
-        self._heartbeat = heartbeat
-        self.drained: datetime = now()
-        self._known = self._clean = self.drained
-        self._ahead = 0
-        self._conn = connect(source, breaker)
+        self._token, self._heartbeat = token, heartbeat
+        self._limit = ANSWER_SECONDS if heartbeat is None else heartbeat
+        self.backlog: deque[Batch] = deque()
+        self._backlog_bytes = 0
+        self._confirmed = now()
+        self._conn = connect(source, token)
         try:
             self.fileno: int = self._conn.fileno()
             self._inode = os.fstat(self.fileno).st_ino
             self._encrypted = self._conn.pgconn.ssl_in_use
             self.active: PMap[str, bool] = pmap()
-            self._arrived: list[Any] = []  # and not yet drained
             self._asked: tuple[float, datetime] | None = None  # when the check that is under way was sent
             self._partial: list[Any] = []  # what has come of its answer
             self._heard = self._answered = monotonic()
-            self.pid: int = int(self._ask(_CHECK)[-1].get_value(0, 0))
+            self.pid: int = int(self._ask(CHECK)[-1].get_value(0, 0))
         except BaseException:
             self._conn.close()
             raise
 
+    # -- channels --------------------------------------------------------------------------------------------
+
     def listen(
-        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], object] | None = None
+        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
     ) -> None:
         """Listen to `add` and no longer to `remove`, in one round trip.
 
-        `relieve()` hands over some of what has arrived, where that is much.
+        `relieve()` hands over what arrives before the answer; it returns how long to wait for room at the most.
         All or nothing: after a refusal (one of `REFUSALS`) the channels are as before; any other error is a loss.
         """
         commands = [f"LISTEN {quote(name)}" for name in add] + [f"UNLISTEN {quote(name)}" for name in remove]
@@ -111,7 +115,7 @@ class Session:
         self.active = active.persistent()
 
     def listen_where_allowed(
-        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], object] | None = None
+        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
     ) -> dict[str, psycopg.Error]:
         """As `listen`, for all names that the server takes; returns those that it refused, each with its reason."""
         try:
@@ -130,16 +134,15 @@ class Session:
 
         A notification says so too; the answer, which may be late where they come fast, is left to `check` then.
         """
-        limit = ANSWER_TIMEOUT if self._heartbeat is None else self._heartbeat
         moment = self._heard = monotonic()
-        if self._asked is None:  # else it was asked before, and a notification came first
+        if self._asked is None:  # otherwise it was asked before, and a notification came first
             self._asked = (moment, now())
-            self._send(_CHECK)
-        while self._asked is not None and not self._arrived:
+            self._send(CHECK)
+        while self._asked is not None and not self.backlog:
             self._send()
-            if not self._breaker.wait(moment + limit, self.fileno):
-                raise psycopg.OperationalError(f"no answer from the server within {limit:g} seconds")
-            self._arrived = self._drain()
+            if not self._token.wait(moment + self._limit, self.fileno):
+                raise psycopg.OperationalError(f"no answer from the server within {self._limit:g} seconds")
+            self.read()
 
     def prove(self, source: DbConf) -> None:
         """Behind a pooler, see that a notification from another connection is heard. Raises `CannotListen`.
@@ -151,16 +154,16 @@ class Session:
             return
         channel = f"pgnotifier_{os.urandom(16).hex()}"
         self.listen([channel])
-        limit = min(self._heartbeat or ANSWER_TIMEOUT, PROOF_TIME)
+        limit = min(self._heartbeat or ANSWER_SECONDS, PROOF_SECONDS)
         deadline = monotonic() + limit
-        other = connect(source, self._breaker, deadline)
+        other = connect(source, self._token, deadline)
         try:
             other.pgconn.send_query(_PID + f"; NOTIFY {channel}".encode())
-            results = answer(other, self._breaker, deadline, limit)
+            results = answer(other, self._token, deadline, limit)
             heard = int(results[0].get_value(0, 0)) != self.pid
-            while heard and not any(n.channel == channel for n in self._arrived):
-                self._arrived = self.drain()
-                heard = self._breaker.wait(deadline, self.fileno) or bool(self._arrived)
+            while heard and not any(n.channel == channel for b in self.backlog for n in b.notifications):
+                self.read()
+                heard = self._token.wait(deadline, self.fileno) or bool(self.backlog)
         finally:
             other.close()
         if not heard:
@@ -169,40 +172,33 @@ class Session:
                 "directly, or have the pooler pool by session (pool_mode=session)"
             )
         self.listen((), [channel])
-        self._arrived = [n for n in self._arrived if n.channel != channel]
+        self.backlog.clear()  # nothing else was listened to
+
+    # -- notifications ---------------------------------------------------------------------------------------
 
     @property
-    def well(self) -> datetime:
-        """The last moment before which nothing can have been missed, nor has arrived and was not drained.
+    def confirmed(self) -> datetime:
+        """Everything committed before that moment has arrived and was handed over.
 
-        It is the sending of the last question that was answered: notifications and answers come in order.
+        It is when the last question that was answered was sent: notifications and answers come in order. Any thread.
         """
-        return self._clean if self._arrived else self._known
+        try:
+            return self.backlog[0].since
+        except IndexError:
+            return self._confirmed
 
-    def drain(self) -> list[Any]:
-        """All notifications that have arrived, in order; does not wait. Raises when the connection is lost.
+    @property
+    def has_room(self) -> bool:
+        """Whether to read on while notifications wait that no mailbox has room for."""
+        return self._backlog_bytes < BACKLOG_BYTES
 
-        What had arrived by then is kept, for `leftover`.
+    def read(self) -> bool:
+        """Add all that has arrived to the backlog, without waiting; returns whether there was anything.
+
+        Raises `psycopg.Error` when the connection is lost. What had arrived is in the backlog then, too.
         """
-        self.drained, self._ahead = self.well, 0
-        return self._drain()
-
-    def arrived(self) -> list[Any]:
-        """What was read with an answer and is not yet drained, without a look at the socket."""
-        self.drained, self._clean = self.well, self._known
-        return self.leftover()
-
-    def read_on(self) -> None:
-        """Read what has come, for the next drain, so that the server need not wait; as long as it is not too much."""
-        if self._ahead < AHEAD:
-            known = len(self._arrived)
-            clean = self.well
-            self._arrived = self._drain()
-            self._clean = clean
-            self._ahead += sum(OVERHEAD + len(n.payload) for n in self._arrived[known:])
-
-    def _drain(self) -> list[Any]:
-        batch, self._arrived = self._arrived, []
+        batch: list[Any] = []
+        since = self._confirmed
         try:
             batch += self._conn.notifies(timeout=0)
             if self._encrypted:
@@ -217,28 +213,42 @@ class Session:
                 raise psycopg.OperationalError("the connection was lost")
         except BaseException as error:
             self._take(batch)
-            self._arrived = batch
             if isinstance(error, psycopg.Error):
                 raise self._reason(error) from None
             raise
-        self._clean = self._known
-        return batch
+        finally:
+            self._keep(batch, since)
+        return bool(batch)
 
-    def put_back(self, rest: list[Any]) -> None:
-        """Have `rest` of the last drain come first in the next one."""
-        self._arrived = rest + self._arrived
-        self._clean = self.drained
+    def handed_over(self, count: int) -> None:
+        """The first `count` notifications of the oldest batch have gone into mailboxes."""
+        batch = self.backlog[0]
+        if count < len(batch.notifications):
+            del batch.notifications[:count]
+            return
+        self.backlog.popleft()
+        if not self.backlog:
+            self._backlog_bytes = 0
 
-    def leftover(self) -> list[Any]:
-        """What had arrived before the connection was lost, and was not drained."""
-        rest, self._arrived = self._arrived, []
-        return rest
+    def _keep(self, batch: list[Any], since: datetime) -> None:
+        if batch:
+            if self.backlog:
+                self._backlog_bytes += sum(OVERHEAD_BYTES + len(n.payload) for n in batch)
+            self.backlog.append(Batch(batch, since))
+
+    def _take(self, into: list[Any]) -> None:
+        pgconn = self._conn.pgconn
+        with contextlib.suppress(psycopg.Error):  # closed
+            while (n := pgconn.notifies()) is not None:
+                into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
+
+    # -- questions -------------------------------------------------------------------------------------------
 
     def check(self, heard: bool) -> float:
         """Ask the server where that is due; `heard` says whether bytes have come since the last call.
 
         Returns when (monotonic seconds) to come again. Raises `psycopg.OperationalError` where an answer is overdue.
-        The question goes out every `heartbeat` seconds under traffic too, so that `well` stays recent; but only
+        The question goes out every `heartbeat` seconds under traffic too, so that `confirmed` stays recent; but only
         silence for `heartbeat` seconds counts against the connection.
         """
         if self._heartbeat is None:
@@ -251,54 +261,42 @@ class Session:
             if moment < due:
                 return due
             self._asked = (moment, now())
-            self._send(_CHECK)
+            self._send(CHECK)
         self._send()
         overdue = max(self._asked[0], self._heard) + self._heartbeat
         if moment >= overdue:
             raise psycopg.OperationalError(f"no answer from the server within {self._heartbeat:g} seconds")
         return overdue
 
-    def close(self) -> None:
-        self._conn.close()
+    def _ask(self, sql: bytes, relieve: Callable[[], float] | None = None) -> list[Any]:
+        """Send a query and wait for its answer; notifications that come meanwhile are added to the backlog."""
+        deadline = monotonic() + self._limit
 
-    def abandon(self) -> None:
-        """In a forked child: close the child's handle; the server and the parent do not notice."""
-        with contextlib.suppress(OSError):
-            if os.fstat(self.fileno).st_ino == self._inode:  # the number may name another file by now
-                os.close(self.fileno)
-
-    def _take(self, into: list[Any]) -> None:
-        pgconn = self._conn.pgconn
-        with contextlib.suppress(psycopg.Error):  # closed
-            while (n := pgconn.notifies()) is not None:
-                into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
-
-    def _ask(self, sql: bytes, relieve: Callable[[], object] | None = None) -> list[Any]:
-        """Send a query and wait for its answer; what notifications come meanwhile are kept for the next drain."""
-        limit = ANSWER_TIMEOUT if self._heartbeat is None else self._heartbeat
-        deadline = monotonic() + limit
+        def take() -> None:
+            batch: list[Any] = []
+            self._take(batch)
+            self._keep(batch, self._confirmed)
 
         def after_read() -> None:
-            if relieve is not None:
-                self._take(self._arrived)
-                while len(self._arrived) >= MUCH and not self._breaker.broken:
-                    relieve()
+            take()
+            while relieve is not None and (seconds := relieve()) and not self.has_room:
+                self._token.wait(monotonic() + seconds)
 
         try:
             if self._asked is not None:  # a check is under way: its answer comes first
-                results = self._partial + answer(self._conn, self._breaker, deadline, limit, after_read)
-                self._take(self._arrived)  # before what proves that they have come
+                results = self._partial + answer(self._conn, self._token, deadline, self._limit, after_read)
+                take()  # before what proves that they have come
                 self._judge(results)
             sent = now()
             self._send(sql)
-            results = answer(self._conn, self._breaker, deadline, limit, after_read)
-            self._take(self._arrived)
-            self._well(sent)
+            results = answer(self._conn, self._token, deadline, self._limit, after_read)
+            take()
+            self._confirm(sent)
             return results
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege) as error:
             raise self._reason(error) from None
         finally:
-            self._take(self._arrived)
+            take()
 
     def _send(self, sql: bytes = b"") -> None:
         """Send `sql`, and what the socket did not take before."""
@@ -341,7 +339,7 @@ class Session:
         """Compare a check's answer with what the session should be."""
         asked, self._asked, self._partial = self._asked, None, []
         if asked is not None:
-            self._well(asked[1])
+            self._confirm(asked[1])
         pid, listening = (int(results[-1].get_value(0, column)) for column in (0, 1))
         if pid != self.pid or listening != len(self.active):
             raise CannotListen(
@@ -350,6 +348,17 @@ class Session:
                 "by session"
             )
 
-    def _well(self, sent: datetime) -> None:
-        self._known = sent - SIGNAL_TIME
+    def _confirm(self, sent: datetime) -> None:
+        self._confirmed = sent - SIGNAL_TIME
         self._answered = monotonic()
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self._conn.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the child's handle; the server and the parent do not notice."""
+        with contextlib.suppress(OSError):
+            if os.fstat(self.fileno).st_ino == self._inode:  # the number may name another file by now
+                os.close(self.fileno)

@@ -30,7 +30,7 @@ class ListenCall:
 
 
 class _State:
-    """`told`: the first call was made, or waits. `covered`: nothing is being missed. `missed`: what was, until now."""
+    """`told`: the first call was made, or waits. `covered`: nothing is being missed. `missed`: what was until now."""
 
     __slots__ = ("covered", "missed", "told")
 
@@ -50,8 +50,8 @@ class Coverage:
     ) -> ListenCall | None:
         """Follow a change of one subscription; return the call that is due.
 
-        `wanted`: it is registered with an `on_listen`. `covered`: it hears everything from now on. Where it is covered
-        no longer, it had heard everything before `since`.
+        `wanted`: it is registered with an `on_listen`. `covered`: it hears everything from now on. Where that ends,
+        it had heard everything before `since`.
         """
         states = self._states.get(channel)
         state = None if states is None else states.get(id)

@@ -66,10 +66,7 @@ class Dispatcher:
                 self.posting.forget_route(name)
                 before, entry = old.channels.get(name), reg.channels.get(name)
                 if ids is None:
-                    ids = {
-                        **dict.fromkeys(before.subscribers if before else ()),
-                        **dict.fromkeys(entry.subscribers if entry else ()),
-                    }
+                    ids = tuple({e: None for c in (before, entry) if c is not None for e in c.subscribers})
                 for id in ids:
                     self._follow(id, name, entry, confirmed)
         self.turns.wake()
@@ -83,7 +80,8 @@ class Dispatcher:
             sub = None
         if not self.running and (box is None or name not in box.subs):
             sub = None  # a stopped notifier calls nobody
-        since, calls = confirmed, []
+        since = confirmed
+        calls: list[ListenCall] = []
         if sub is not None:
             if box is None:
                 box = self.boxes[id] = Mailbox(id, self.limit)

@@ -1,8 +1,8 @@
 """Calls of coroutine functions, on the event loops of users (guarantee 8).
 
-A worker takes the hand, decodes it and ships it as a batch; the event loop makes one call after the other, each a task
-with a context of its own, and gives the mailbox back. A batch that is not the mailbox's any more was reclaimed, because
-its event loop was closed.
+A worker takes the hand, decodes it and ships it as a batch. The event loop makes one call after the other, each a
+task with a context of its own, and gives the mailbox back. A batch that is not the mailbox's any more was reclaimed,
+because its event loop was closed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Batch:
     """What an event loop has of a mailbox; `begun` is the call that is under way."""
 
     def __init__(self, box: Mailbox, hand: Entry, sub: Subscription, items: list[Item]) -> None:
-        self.box, self.hand, self.sub, self.loop = box, hand, sub, sub.loop
+        self.box, self.hand, self.loop = box, hand, sub.loop
+        self.sub: Subscription = sub
         self.items: deque[Item] = deque(items)
         self.begun: Item | None = None
         self.failed: ListenCall | None = None
@@ -45,7 +46,7 @@ class EventLoops:
         self._dispatcher, self._workers = dispatcher, workers
 
     def take(self, box: Mailbox, hand: Entry, sub: Subscription, items: list[Item]) -> bool:
-        """Have the subscription's event loop call; False where that is closed, and every call has failed. A worker."""
+        """Have the subscription's event loop call; False where that is closed, and all calls failed. A worker."""
         batch = Batch(box, hand, sub, items)
         with self._dispatcher.lock:
             box.batch = batch
@@ -68,18 +69,14 @@ class EventLoops:
         box = batch.box
         if box.batch is not batch:
             return
-        if box.sub is not batch.sub:  # void, or the callback was replaced
-            sub = self._dispatcher.current(box, batch.hand)
-            if sub is None or sub.loop is not batch.loop or not awaits(sub, batch.hand):
-                self._end(batch)
-                return
-            batch.sub = sub
-        if not batch.items:
-            self._end(batch)
+        sub = batch.sub if box.sub is batch.sub else self._dispatcher.current(box, batch.hand)
+        if not batch.items or sub is None or sub.loop is not batch.loop or not awaits(sub, batch.hand):
+            self._end(batch)  # it is through, void, or for another callback
             return
+        batch.sub = sub
         batch.begun = batch.items.popleft()
         try:
-            task = batch.loop.create_task(self._call(batch, batch.sub, batch.begun))
+            task = batch.loop.create_task(self._call(batch, sub, batch.begun))
         except BaseException:
             self._end(batch)
             raise
@@ -157,7 +154,7 @@ class EventLoops:
             return False
         boxes = tuple(self._dispatcher.boxes.values())
         return any(
-            box.entries and any(sub.loop is loop for sub in tuple(box.subs.values()))
+            (box.entries and any(sub.loop is loop for sub in tuple(box.subs.values())))
             or (box.batch is not None and box.batch.loop is loop)
             for box in boxes
         )

@@ -155,7 +155,7 @@ class Mailbox:
         return self.rate_taken > FAST * self.rate_seconds
 
     def waited(self, seconds: float) -> None:
-        """The listener has waited for room here for so many more seconds: measure how fast notifications are taken."""
+        """The listener has waited for room here for so many more seconds: measure how fast the mailbox empties."""
         self.rate_seconds += seconds
         self.rate_taken += self.taken - (self.blocking or 0)
         self.blocking = None
@@ -201,12 +201,12 @@ class Mailbox:
     # -- out -----------------------------------------------------------------------------------------------
 
     def take(self) -> bool:
-        """Take the oldest entry, or the first part of a long run, into the hand; returns False where there is none."""
+        """Take the oldest entry, or the first part of a long run, into the hand; False where there is none."""
         entries = self.entries
         while entries:
             entry = entries.popleft()
             sub = self.subs.get(entry.channel)
-            if type(entry) is ListenCall:
+            if isinstance(entry, ListenCall):
                 if sub is None or sub.on_listen is None:
                     continue  # the callback was replaced by one without on_listen
             else:

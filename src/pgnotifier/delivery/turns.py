@@ -18,9 +18,9 @@ from .mailbox import IDLE, PAUSED, READY, RUNNING, Entry, Mailbox
 class Turns:
     """Everything is under `lock`, the dispatcher's, but for what says otherwise.
 
-    `delay(attempt)`: how many seconds a failed `on_listen` waits until it is called again. `void(mailbox, call)` takes
-    back a call of `on_listen` that failed when its subscription was muted or gone. `empty(mailbox)` follows a turn that
-    left nothing; `after(mailbox)` follows every turn, without the lock.
+    `delay(attempt)`: how many seconds a failed `on_listen` waits until it is called again. `void(mailbox, call)`
+    takes back a call of `on_listen` that failed when its subscription was muted or gone. `empty(mailbox)` follows a
+    turn that left nothing; `after(mailbox)` follows every turn, without the lock.
     """
 
     def __init__(

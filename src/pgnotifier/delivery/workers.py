@@ -95,9 +95,9 @@ class Workers:
                 log(CRITICAL, "a worker met what it did not expect", error=error)
             ended = perf_counter()
             if ended - began < QUICK:
-                box.turn = min(MAX_TURN, box.turn * 2)
+                found[0].turn = min(MAX_TURN, found[0].turn * 2)
             elif ended - began > SLOW:
-                box.turn = max(1, box.turn // 2)
+                found[0].turn = max(1, found[0].turn // 2)
             stay = ended < end
         dispatcher.turns.bell.ring()
 

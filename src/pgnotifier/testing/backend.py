@@ -14,8 +14,8 @@ from weakref import WeakSet
 import psycopg
 from psycopg import Notify
 
-from ..connection import connect as wire
-from ..connection.session import _CHECK
+from ..connection import CancelToken, Server
+from ..connection.session import CHECK
 from ..payload import decode
 from .connection import Connection, PGconn, Result
 
@@ -37,7 +37,7 @@ class Sent(NamedTuple):
         return decode(self.text)
 
 
-class Door(wire.Server):
+class Door(Server):
     """One notifier's way to listen: `shut` says why it is closed. What comes on the listener thread waits at it."""
 
     def __init__(self, server: Backend, on_listener: Callable[[], bool]) -> None:
@@ -46,11 +46,11 @@ class Door(wire.Server):
         self.shut = ""
         self.waiting = False
 
-    def connect(self, breaker: wire.Breaker, deadline: float | None) -> psycopg.Connection[Any]:
-        return self._server._admit(self, breaker, deadline)
+    def connect(self, token: CancelToken, deadline: float | None) -> psycopg.Connection[Any]:
+        return self._server._admit(self, token, deadline)
 
 
-class Backend(wire.Server):
+class Backend(Server):
     """Everything is under `lock`; `changed` is notified of what may be waited for."""
 
     def __init__(self) -> None:
@@ -69,14 +69,14 @@ class Backend(wire.Server):
         self.lock: Any = threading.RLock()  # reentrant: a signal handler may call anything anywhere
         self.changed: threading.Condition = threading.Condition(self.lock)
 
-    def connect(self, breaker: wire.Breaker, deadline: float | None) -> psycopg.Connection[Any]:
+    def connect(self, token: CancelToken, deadline: float | None) -> psycopg.Connection[Any]:
         """To send: a way that is open whenever the server is up."""
-        return self._admit(Door(self, lambda: False), breaker, deadline)
+        return self._admit(Door(self, lambda: False), token, deadline)
 
     def _barred(self, door: Door) -> str:
         return self._down or door.shut
 
-    def _admit(self, door: Door, breaker: wire.Breaker, deadline: float | None) -> psycopg.Connection[Any]:
+    def _admit(self, door: Door, token: CancelToken, deadline: float | None) -> psycopg.Connection[Any]:
         conn = PGconn(self, next(_pids), door)
         waits = door.on_listener()
         if deadline is None and not waits:
@@ -93,7 +93,7 @@ class Backend(wire.Server):
                     self._waiting[conn] = door
                     door.waiting = True
                     self.changed.notify_all()
-                if not breaker.wait(deadline, conn.socket):
+                if not token.wait(deadline, conn.socket):
                     raise psycopg.errors.ConnectionTimeout("connection timeout expired")
                 with self.lock:
                     conn.hear()
@@ -121,7 +121,7 @@ class Backend(wire.Server):
             channel, payload = (param.decode() for param in params)
             error = self._commit([Notify(channel, payload, conn.backend_pid)])
             return [Result("") if error is None else Result(error=("22P05", error))]
-        if sql == _CHECK:
+        if sql == CHECK:
             return [Result(conn.backend_pid, len(conn.channels))]
         return [self._listen(conn, sql)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from time import monotonic
 from typing import cast
@@ -11,13 +11,14 @@ from typing import cast
 from psycopg import Notify
 
 from .. import registry
-from ..connection.sender import Sender
-from ..connection.session import now
-from ..delivery.coverage import Telling
+from ..clock import now
+from ..connection import Sender
+from ..delivery import ListenCall
 from ..errors import UnknownChannel
 from ..gap import GRAVEST_FIRST, Gap, Reason
 from ..notifier import Notifier
 from ..payload import decode as default_decode
+from ..supervisor import RECONNECTING
 from ..types import Channels, DbConf, Decoder
 from ..validation import check_channels, check_dbconf, check_options
 from .backend import Door
@@ -123,24 +124,19 @@ class MemoryNotifier(Notifier):
         names = check_channels(channels)
         reach(self.server, self, monotonic() + 5.0)
         moment = now()
-        told = []
-        with self._delivery._calls.telling:
-            reg = self._keeper.registry
-            for name in names or tuple(reg.channels):
-                entry = reg.channels.get(name)
-                if entry is None:
-                    raise UnknownChannel(f"channel {name!r} is not registered")
-                if name not in self._listened():
-                    continue
+        reg = self._supervisor.registry
+        calls = []
+        for name in names or tuple(reg.channels):
+            entry = reg.channels.get(name)
+            if entry is None:
+                raise UnknownChannel(f"channel {name!r} is not registered")
+            if name in self._listened():
                 gap = Gap(name, reason, since or moment, moment, dropped, error)
-                for id, sub in registry.audience(entry).items():
-                    if sub.on_listen is not None:
-                        told.append((self._delivery._boxes.make(id), Telling(name, gap)))
-            for box, telling in told:
-                box.tell(telling, moment)
-        if not told:
+                subs = registry.audience(entry).items()
+                calls += [(id, ListenCall(name, gap)) for id, sub in subs if sub.on_listen is not None]
+        if not calls:
             raise ValueError("nobody with an on_listen hears any of these channels")
-        self._delivery._offer([box for box, _ in told])
+        self._dispatcher.tell(calls)
 
     # -- between the server and the rest --------------------------------------------------------------------
 
@@ -148,23 +144,17 @@ class MemoryNotifier(Notifier):
         reach(self.server, self, deadline)
 
     def _on_listener(self) -> bool:
-        keeper = getattr(self, "_keeper", None)
-        link = keeper.link if keeper is not None else None
-        return link is not None and link.listener is not None and link.listener.is_here
+        supervisor = getattr(self, "_supervisor", None)
+        return supervisor is not None and supervisor.phase is RECONNECTING
 
-    def _Notifier__notify(
-        self,
-        generator: Iterable[Notify],
-        well: datetime | None = None,
-        give_up: Callable[[], bool] = lambda: False,
-    ) -> int:
+    def _Notifier__notify(self, generator: Iterable[Notify], since: datetime | None = None) -> tuple[int, float]:
         """As it is there, and say which marks of `settle` have come through."""
-        batch = generator if isinstance(generator, list) else list(generator)
-        taken: int = super()._Notifier__notify(batch, well, give_up)  # type: ignore[misc]
+        batch = list(generator)
+        taken, seconds = super()._Notifier__notify(batch, since)  # type: ignore[misc]
         marks = [n.payload for n in batch[:taken] if n.channel == MARK]
         if marks:
             self._received -= len(marks)
             with self.server.lock:
                 self._passed.update(marks)
                 self.server.changed.notify_all()
-        return taken
+        return taken, seconds

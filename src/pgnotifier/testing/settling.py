@@ -22,14 +22,14 @@ _tokens = count(1)
 def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
     while True:
         notifiers = server.notifiers()
-        if any(n._delivery.in_a_callback() for n in notifiers):
+        if any(n._supervisor.in_a_callback() for n in notifiers):
             raise RuntimeError("settle() in a callback would wait for that callback itself")
         before = _seen(server, notifiers)
         for n in notifiers:
             reach(server, n, deadline)
         for _ in range(2):  # a call may begin another where has been looked already; not twice without being seen
             for n in notifiers:
-                n._delivery.drain(deadline)
+                n._supervisor.wait_idle(deadline)
         if monotonic() > deadline:
             raise TimeoutError(_unsettled(notifiers, timeout))
         if _seen(server, notifiers) == before:
@@ -38,7 +38,7 @@ def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
 
 def _seen(server: MemoryServer, notifiers: list[MemoryNotifier]) -> Any:
     """What is different after anything was sent, called or changed."""
-    state = {id(n): (id(n._keeper.registry), n._received, n._delivery.counts()) for n in notifiers}
+    state = {id(n): (id(n._supervisor.registry), n._received, n._dispatcher.counts()) for n in notifiers}
     return server.commits, state
 
 
@@ -52,7 +52,7 @@ def reach(server: MemoryServer, n: MemoryNotifier, deadline: float) -> None:
                 return
             if monotonic() > deadline:
                 raise TimeoutError("a notifier does not take what was sent to it" + _why(server))
-            session = n._keeper.session
+            session = n._supervisor.session
             conn = server._connections.get(session.pid) if session is not None else None
             if conn is not None and conn is not marked:
                 marked = conn
@@ -65,7 +65,7 @@ def _why(server: MemoryServer) -> str:
 
 
 def _unsettled(notifiers: list[MemoryNotifier], timeout: float) -> str:
-    waiting = sum(n._delivery.counts()["pending"] for n in notifiers)
+    waiting = sum(n._dispatcher.counts()["pending"] for n in notifiers)
     text = f"not settled within {timeout:g} seconds: {waiting} notifications wait, or callbacks have not returned"
     try:
         asyncio.get_running_loop()
