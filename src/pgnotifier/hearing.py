@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from . import registry
+from .clock import earliest
 from .gap import Gap, Reason, merge
 from .registry import Registry, Touched
 
@@ -109,4 +110,4 @@ class Hearing:
         if not state.told:
             state.told = True
             return Telling(name, None)
-        return None if missed is None else Telling(name, replace(missed, until=until))
+        return None if missed is None else Telling(name, replace(missed, since=earliest(missed.since), until=until))

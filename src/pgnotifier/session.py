@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from math import inf
 from time import monotonic
 from typing import Any
@@ -18,6 +18,7 @@ import psycopg
 from psycopg import pq
 from pyrsistent import PMap, pmap
 
+from .clock import now as now
 from .errors import CannotListen
 from .types import DbConf
 from .wire import Breaker, answer, checked, connect
@@ -39,10 +40,6 @@ SIGNAL_TIME = timedelta(milliseconds=250)
 
 # What a session must still be: the same server process, listening to as many channels.
 _CHECK = b"SELECT pg_backend_pid(), (SELECT count(*) FROM pg_listening_channels())"
-
-
-def now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 def quote(name: str) -> str:
