@@ -10,8 +10,7 @@ from functools import lru_cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
-from .errors import InvalidChannel
-from .log import shown
+from .errors import InvalidChannel, shown
 from .registry import Subscription
 from .types import Callback, DbConf, OnListen
 

@@ -1,6 +1,6 @@
 """Pure: what every subscription with `on_listen` was told, and what it may have missed since (contract 10).
 
-Changed under the lock of Delivery. No I/O, no threads, no clock: the caller brings the times.
+Changed under the lock of Delivery. No I/O, no threads: the caller brings the times.
 """
 
 from __future__ import annotations
