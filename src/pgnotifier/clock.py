@@ -1,10 +1,32 @@
-"""The wall clock, for what users are shown; everything that waits uses `time.monotonic`."""
+"""The clock that gaps are measured by: aware UTC, and how far the system's clock was set back (guarantee 10)."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from collections import deque
+from datetime import datetime, timedelta, timezone
+from time import monotonic
+
+NOTICED = timedelta(seconds=1)  # less is how a clock is kept right
+
+_last = datetime.now(timezone.utc), monotonic()
+_set_back: deque[tuple[datetime, timedelta]] = deque(maxlen=100)  # what the clock showed before, and by how much
 
 
 def now() -> datetime:
-    """The current time, aware, in UTC."""
-    return datetime.now(timezone.utc)
+    """Return what the system's clock shows. From any thread; without a lock."""
+    global _last
+    moment, ticks = datetime.now(timezone.utc), monotonic()
+    then, ticks_then = _last
+    expected = then + timedelta(seconds=ticks - ticks_then)
+    if expected - moment > NOTICED:
+        _set_back.append((expected, expected - moment))
+    _last = moment, ticks
+    return moment
+
+
+def earliest(moment: datetime) -> datetime:
+    """Return what the clock, as it is set now, may have shown at `moment`; too early rather than too late."""
+    for shown, back in tuple(_set_back):
+        if moment <= shown:
+            moment -= back
+    return moment

@@ -1,4 +1,7 @@
-"""The errors that pgnotifier raises of its own; errors of the server stay `psycopg.Error`. No logic."""
+"""The errors that pgnotifier raises of its own, and how their texts show a value.
+
+Errors of the server stay `psycopg.Error`.
+"""
 
 try:
     import psycopg
@@ -38,3 +41,11 @@ class CannotListen(NotifierError, psycopg.OperationalError):
 
     Raised by construction and `start()`, which leave nothing behind; later it counts as a lost connection.
     """
+
+
+def shown(value: object, most: int = 100) -> str:
+    """The first characters of the `repr` of `value`, for the text of an error. It never raises."""
+    try:
+        return repr(value)[:most]
+    except Exception:
+        return f"a {type(value).__name__} whose repr fails"

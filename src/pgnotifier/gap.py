@@ -18,7 +18,7 @@ class Gap:
     - `channel`: its name.
     - `reason`: `"connection"` (it was lost), `"stopped"`, `"muted"` or `"overflow"` (the subscriber was too slow); of
       causes that overlap, the first of these.
-    - `since`, `until`: aware UTC datetimes; all before `since` was heard, and all after `until` is.
+    - `since`, `until`: aware UTC datetimes, `since <= until`; all before `since` was heard, and all after `until` is.
     - `dropped`: how many were thrown away, or None where that can't be known.
     - `error`: what ended the connection, or None.
     """
@@ -29,6 +29,10 @@ class Gap:
     until: datetime
     dropped: int | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.since > self.until:  # the system's clock was set back in between
+            object.__setattr__(self, "since", self.until)
 
 
 def merge(one: Gap | None, other: Gap) -> Gap:

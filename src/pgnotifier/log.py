@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 
+from .errors import shown
+
 _logger = logging.getLogger("pgnotifier")
 
 INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
@@ -27,14 +29,6 @@ def describe(error: BaseException) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     except Exception:
         return f"{type(error).__name__}, which cannot be shown"
-
-
-def shown(value: object, most: int = 100) -> str:
-    """The first characters of the `repr` of `value`, for the text of an error. It never raises."""
-    try:
-        return repr(value)[:most]
-    except Exception:
-        return f"a {type(value).__name__} whose repr fails"
 
 
 _PLAIN = (str, int, float)

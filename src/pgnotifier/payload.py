@@ -16,7 +16,7 @@ import warnings
 from _thread import allocate_lock
 from typing import Any, NoReturn
 
-from .log import shown
+from .errors import shown
 
 MAX_DEPTH = 64  # containers within containers; Python's own parser gives up not far above (memory, not syntax)
 

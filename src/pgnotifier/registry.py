@@ -14,8 +14,7 @@ from typing import Any
 
 from pyrsistent import PMap, PVector, pmap, pvector
 
-from .errors import UnknownChannel, UnknownSubscriber
-from .log import shown
+from .errors import UnknownChannel, UnknownSubscriber, shown
 from .maps import assoc_in, dissoc_in, filterkv
 from .types import Callback, ChannelState, OnListen, SubscriberChannel, SubscriberState
 

@@ -6,12 +6,11 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from functools import partial
-from types import FunctionType, MethodType
+from functools import lru_cache, partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
-from .errors import InvalidChannel
-from .log import shown
+from .errors import InvalidChannel, shown
 from .registry import Subscription
 from .types import Callback, DbConf, OnListen
 
@@ -183,6 +182,12 @@ def _takes(f: Callable[..., object], count: int) -> bool:
         most = math.inf if code.co_flags & inspect.CO_VARARGS else code.co_argcount
         least = code.co_argcount - len(function.__defaults__ or ())
         return least <= count <= most and code.co_kwonlyargcount <= len(function.__kwdefaults__ or ())
+    if type(f) is BuiltinFunctionType and isinstance(f.__self__, ModuleType):
+        return _binds_once(f, count)
+    return _binds(f, count)
+
+
+def _binds(f: Callable[..., object], count: int) -> bool:
     try:
         signature = inspect.signature(f, follow_wrapped=False)  # what is called is the wrapper
     except Exception:
@@ -192,6 +197,9 @@ def _takes(f: Callable[..., object], count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+_binds_once = lru_cache(maxsize=100)(_binds)  # for a module's own functions, such as `print`: they live for ever
 
 
 def _is_coroutine_function(f: object) -> bool:

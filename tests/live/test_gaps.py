@@ -11,6 +11,7 @@ import pytest
 
 from conftest import until
 from pgnotifier import Gap, Notifier
+from pgnotifier.connection import Session
 
 Conn = psycopg.Connection[Any]
 
@@ -132,8 +133,8 @@ def test_what_waited_when_it_was_muted_is_covered(server: str, sender: Conn, cha
         committed = now()
         sender.execute("select pg_notify(%s, '2')", (channel,))
         until(lambda: n.status()["pending"] == 1)
-        well = n._keeper.session.well
-        until(lambda: n._keeper.session.well > well and n._keeper.session.well > committed)
+        session = n._supervisor.session
+        until(lambda: session.confirmed > committed)
         n.mute_subscriber(1)
         release.set()
         until(lambda: n.status()["pending"] == 0)
@@ -193,18 +194,24 @@ def test_a_failing_on_listen_is_reported(server: str, sender: Conn, channel: str
         assert n.status()["failed"] == 1
 
 
-def test_the_heartbeat_notices_that_the_session_listens_no_longer(server: str, channel: str) -> None:
+def test_the_heartbeat_notices_that_the_session_listens_no_longer(
+    server: str, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Contract 10: something else ended the LISTEN on the session."""
     log = Log()
     with Notifier(server, heartbeat=0.3, retry_delay=(0.01, 0.1)) as n:
         n.subscribe(1, channel, log.heard, on_listen=log.told)
         until(lambda: log == [None])
-        session = n._keeper.session
-        n._keeper.link.listener.ask_to_stop()
-        n._keeper.link.listener.join()
-        session._ask(b"UNLISTEN *")
-        n._keeper.link.spawn()
-        until(lambda: log == [None, (channel, "connection")], 5)
+        check = Session.check
+
+        def unlisten_first(session: Session, heard: bool) -> float:  # on the listener thread
+            monkeypatch.setattr(Session, "check", check)
+            session._ask(b"UNLISTEN *")
+            return check(session, heard)
+
+        monkeypatch.setattr(Session, "check", unlisten_first)
+        n.notify(channel)
+        until(lambda: log[-1:] == [(channel, "connection")], 5)
         assert "listens to 0 of 2 channels" in str(log.last.error)
 
 
@@ -212,22 +219,22 @@ def test_an_idle_notifier_wakes_for_its_heartbeat_only(server: str, channel: str
     """Contract 5 and 15: no system call between heartbeats."""
     with Notifier(server, heartbeat=1.0) as n:
         n.subscribe(1, channel, print)
-        link = n._keeper.link
+        loop = n._supervisor.life.loop
         turns = 0
-        run_once = link._loop._run_once
+        run_once = loop._run_once
 
         def counted() -> None:
             nonlocal turns
             turns += 1
             run_once()
 
-        link._loop._run_once = counted
+        loop._run_once = counted
         n.subscribe(2, channel + "x", print)  # the next thread runs the counting loop
-        answered = n._keeper.session._answered
-        until(lambda: n._keeper.session._answered != answered)
+        answered = n._supervisor.session._answered
+        until(lambda: n._supervisor.session._answered != answered)
         turns = 0
-        answered = n._keeper.session._answered
-        until(lambda: n._keeper.session._answered != answered)
+        answered = n._supervisor.session._answered
+        until(lambda: n._supervisor.session._answered != answered)
         assert turns <= 8  # the question, its answer, and a look for more
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,8 @@ import pytest
 
 from conftest import until
 from pgnotifier import Notifier
-from pgnotifier.connection.connect import Breaker
-from pgnotifier.connection.link import Link
-from pgnotifier.connection.session import Session
-from pgnotifier.supervisor import Keeper
+from pgnotifier.connection import CancelToken, Session
+from pgnotifier.supervisor import Supervisor
 
 Conn = psycopg.Connection[Any]
 
@@ -43,44 +40,53 @@ def heard(n: Notifier, sender: Conn, channel: str) -> None:
     until(lambda: got == [1])
 
 
+@pytest.mark.parametrize("step", ["_commit", "_difference"])
 @pytest.mark.parametrize("how", ["unsubscribe", "mute_channels"])
-def test_ctrl_c_after_the_server_was_told(
-    server: str, sender: Conn, channel: str, how: str, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_in_a_change(
+    server: str, sender: Conn, channel: str, how: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract 5: between UNLISTEN and the change of the registry; the channel is not deaf for ever."""
+    """Guarantee 11: the next stop() cleans up, the next start() works, and nothing is deaf."""
     with Notifier(server) as n:
         n.subscribe(1, channel, print)
-        listen = Session.listen_where_allowed
-        monkeypatch.setattr(Keeper, "_swap", once(Keeper._swap, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            n.unsubscribe(1, channel) if how == "unsubscribe" else n.mute_channels(channel)
-        assert listen is Session.listen_where_allowed
-        n.unmute_channels(channel)
+        with monkeypatch.context() as patch:
+            patch.setattr(Supervisor, step, once(getattr(Supervisor, step), KeyboardInterrupt()))
+            try:
+                n.unsubscribe(1, channel) if how == "unsubscribe" else n.mute_channels(channel)
+            except KeyboardInterrupt:
+                pass
+        n.unmute_channels()
+        heard(n, sender, channel)
+        n.stop()
+        n.start()
         heard(n, sender, channel)
 
 
 def test_ctrl_c_in_start_leaves_nothing_half_begun(
     server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract 5: is_running() is false, and the next start() begins."""
+    """Guarantee 5: is_running() is false, and the next start() begins."""
     with Notifier(server) as n:
         n.stop()
-        monkeypatch.setattr("pgnotifier.registry.renewed", once(lambda reg: reg, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            n.start()
-        assert not n.is_running()
+        for name in ("start", "begin"):
+            target = {"start": "pgnotifier.delivery.Workers", "begin": "pgnotifier.delivery.Dispatcher"}[name]
+            with monkeypatch.context() as patch:
+                patch.setattr(f"{target}.{name}", once(lambda *_: None, KeyboardInterrupt()))
+                with pytest.raises(KeyboardInterrupt):
+                    n.start()
+            assert not n.is_running()
         n.start()
         heard(n, sender, channel)
 
 
 @pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", ["_finish", "_end"])
 def test_ctrl_c_in_stop_is_made_good_by_the_next(
-    server: str, sender: Conn, channel: str, after: bool, monkeypatch: pytest.MonkeyPatch
+    server: str, sender: Conn, channel: str, after: bool, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract 11: nothing stays open, and no thread is left."""
+    """Guarantee 11: nothing stays open, and no thread is left."""
     n = Notifier(server)
     pid = n.status()["pid"]
-    monkeypatch.setattr(Link, "end", once(Link.end, KeyboardInterrupt(), after))
+    monkeypatch.setattr(Supervisor, step, once(getattr(Supervisor, step), KeyboardInterrupt(), after))
     with pytest.raises(KeyboardInterrupt):
         n.stop()
     n.stop()
@@ -93,24 +99,36 @@ def test_ctrl_c_in_stop_is_made_good_by_the_next(
 
 
 def test_no_more_threads(server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contract 5 and 11: the listener thread goes on where no other can be started, and stops when asked to."""
+    """Guarantee 5: where no thread can be started a change raises, and the listener goes on as it was."""
     start = threading.Thread.start
 
     def refused(thread: threading.Thread) -> None:
         if thread.name == "pgnotifier-listener":
-            time.sleep(0.01)  # while stop() comes
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    for _ in range(10):
-        n = Notifier(server)
+    with Notifier(server) as n:
+        n.subscribe(1, channel, print)
+        for _ in range(10):
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refused)
+                heard(n, sender, channel)
+                with pytest.raises(RuntimeError, match="new thread"):
+                    n.subscribe(1, f"{channel}_b", print)
+                assert list(n.channels()) == [channel]
+            n.subscribe(1, f"{channel}_b", print)
+            heard(n, sender, f"{channel}_b")
+            n.remove_channels(f"{channel}_b")
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refused)
-            heard(n, sender, channel)
-            n.subscribe(1, f"{channel}_b", print)
+            with pytest.raises(RuntimeError, match="new thread"):
+                n.subscribe(1, f"{channel}_b", print)
             n.stop()
-        until(lambda: not [t for t in threading.enumerate() if t.name.startswith("pgnotifier-listener")], 3)
-        n.remove_channels(channel)
+            with pytest.raises(RuntimeError, match="new thread"):
+                n.start()
+        assert not n.is_running()
+        n.start()
+        heard(n, sender, channel)
 
 
 def test_a_signal_handler_that_restarts_within_a_change(
@@ -166,8 +184,8 @@ def test_a_change_under_a_stream_that_does_not_pause(server: str, channel: str) 
 
 def test_a_session_that_is_verified_again_before_the_answer_was_read(server: str, sender: Conn, channel: str) -> None:
     """Contract 10: a notification that comes first says as much as the answer, which is read later."""
-    breaker = Breaker()
-    session = Session(server, 10.0, breaker)
+    token = CancelToken()
+    session = Session(server, 10.0, token)
     try:
         session.listen([channel])
         for number in range(20):
@@ -175,9 +193,9 @@ def test_a_session_that_is_verified_again_before_the_answer_was_read(server: str
             session.verify()
             session.listen([f"{channel}_{number}"])
             session.verify()
-        got: list[str] = []
-        until(lambda: (got.extend(n.payload for n in session.drain()), len(got) == 20)[1])
+        until(lambda: (session.read(), sum(len(batch.notifications) for batch in session.backlog) == 20)[1])
+        got = [n.payload for batch in session.backlog for n in batch.notifications]
         assert got == [str(number) for number in range(20)]
     finally:
         session.close()
-        breaker.close()
+        token.close()

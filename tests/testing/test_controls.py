@@ -17,6 +17,7 @@ import pytest
 import pgnotifier
 from conftest import until
 from pgnotifier import CannotListen, Gap, InvalidChannel, Notifier, PayloadTooLong, UnknownChannel
+from pgnotifier.connection import CancelToken, Session
 from pgnotifier.testing import MemoryNotifier, MemoryServer
 
 
@@ -515,14 +516,14 @@ def test_nothing_is_left_open(memory: MemoryServer) -> None:
     assert memory._connections == memory._waiting == {}
 
 
-def test_an_unknown_statement_fails(memory: MemoryServer, n: Any) -> None:
+def test_an_unknown_statement_fails(memory: MemoryServer) -> None:
     """The library must not come to ask for more than the server in memory knows."""
-    session = n._keeper.session
-    n._keeper.link.listener.ask_to_stop()
-    n._keeper.link.listener.join()
+    token = CancelToken()
+    session = Session(lambda: memory, None, token)  # type: ignore[arg-type, return-value]
     with pytest.raises(NotImplementedError, match="SELECT 1"):
         session._ask(b"SELECT 1")
-    n._keeper.link.spawn()
+    session.close()
+    token.close()
 
 
 def test_an_unlisten_from_elsewhere(memory: MemoryServer) -> None:

@@ -1,6 +1,6 @@
 """Pure: what every subscription with `on_listen` was told, and what it may have missed since (guarantee 10).
 
-Every method is called under the dispatcher's lock. No I/O, no threads, no clock: the caller brings the times.
+Every method is called under the dispatcher's lock. No I/O, no threads: the caller brings the times.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from datetime import datetime
 
+from ..clock import earliest
 from ..gap import Gap, Reason, merge
 
 
@@ -111,4 +112,8 @@ class Coverage:
         if not state.told:
             state.told = True
             return ListenCall(channel, None)
-        return None if missed is None else ListenCall(channel, replace(missed, until=max(until, missed.since)))
+        return (
+            None
+            if missed is None
+            else ListenCall(channel, replace(missed, since=earliest(missed.since), until=until))
+        )

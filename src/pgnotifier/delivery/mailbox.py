@@ -262,7 +262,7 @@ class Mailbox:
                 sub = self.subs.get(channel)
                 if sub is None or sub.on_listen is None:
                     continue
-                call = ListenCall(channel, Gap(channel, "overflow", entry.since, max(until, entry.since), size))
+                call = ListenCall(channel, Gap(channel, "overflow", entry.since, until, size))
             else:
                 call = entry
             calls[channel] = calls[channel].merged(call) if channel in calls else call
