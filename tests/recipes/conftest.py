@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +59,15 @@ class Database:
             yield
         finally:
             self.admin.execute(f"alter database {self.name} allow_connections true")
+
+    @contextmanager
+    def frozen(self, pid: int) -> Iterator[None]:
+        """Until the end of the block that server process answers nothing."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture

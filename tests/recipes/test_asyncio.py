@@ -1,14 +1,18 @@
-"""docs/recipes/asyncio.md: contract 8, 9, 10 and 11 on an event loop."""
+"""docs/recipes/asyncio.md: guarantees 8, 9, 10 and 11 on an event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from conftest import until
@@ -22,7 +26,11 @@ Heard, Listening = LISTENING["Heard"], LISTENING["Listening"]
 
 
 def run(main: Any) -> None:
-    asyncio.run(asyncio.wait_for(main, 20))
+    async def bounded() -> None:
+        with anyio.fail_after(20):
+            await main
+
+    asyncio.run(bounded())
 
 
 async def next_of(stream: Any) -> Any:
@@ -36,8 +44,29 @@ async def until_(condition: Any, timeout: float = 10.0) -> None:
         await asyncio.sleep(0.005)
 
 
+def left(notifier: Any) -> tuple[Any, ...]:
+    """What clients that have gone may not leave behind."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    return notifier.subscribers(), notifier.active_channels(), tasks
+
+
+async def given_up_by_anyio(client: Any, after: float) -> None:
+    """As Starlette does it: each further await in the clean-up is cancelled again."""
+    with anyio.move_on_after(after):
+        await client
+
+
+async def cancelled_twice(client: Any, after: float) -> None:
+    task = asyncio.ensure_future(client)
+    await asyncio.sleep(after)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+
 def test_events_come_in_order_with_their_gaps(database: Database) -> None:
-    """Contract 8, 10: listening is told first, and again after a killed session, before what comes later."""
+    """Guarantees 8, 10: listening is told first, and again after a killed session, before what comes later."""
 
     async def main() -> None:
         async with open_notifier(database.dsn) as notifier, events(notifier, "a", "b") as stream:
@@ -53,13 +82,13 @@ def test_events_come_in_order_with_their_gaps(database: Database) -> None:
             assert {(event.channel, event.gap.reason) for event in told} == {("a", "connection"), ("b", "connection")}
             database.execute("select pg_notify('a', 'heard')")
             assert (await next_of(stream)).payload == "heard"
-        assert notifier.subscribers() == {}
+        await until_(lambda: left(notifier) == ({}, [], set()))
 
     run(main())
 
 
 def test_a_full_queue_waits_and_stopping_lets_go_of_it(database: Database) -> None:
-    """Contract 9, 11: nothing is lost behind a slow consumer, too much is told, and leaving takes no ten seconds."""
+    """Guarantees 9, 11: nothing is lost behind a slow consumer, too much is told, and leaving takes no time."""
 
     async def main() -> None:
         options = {"max_pending": 500}
@@ -89,7 +118,7 @@ def test_a_full_queue_waits_and_stopping_lets_go_of_it(database: Database) -> No
 
 
 def test_the_loop_goes_on_while_all_begins_and_ends(database: Database) -> None:
-    """Contract 11: connecting, subscribing and stopping are on threads."""
+    """Guarantee 11: connecting, subscribing and stopping are on threads."""
 
     async def main() -> None:
         loop, threads = asyncio.get_running_loop(), list[bool]()
@@ -122,9 +151,154 @@ def test_the_loop_goes_on_while_all_begins_and_ends(database: Database) -> None:
         try:
             async with open_notifier(database.dsn) as notifier, events(notifier, "c") as stream:
                 await next_of(stream)
+            await until_(lambda: len(threads) == 6)
         finally:
             LISTENING["Notifier"] = real
-        assert len(threads) == 4
+
+    run(main())
+
+
+@pytest.mark.parametrize("give_up", [given_up_by_anyio, cancelled_twice])
+def test_clients_that_leave_in_waves_leave_nothing_behind(database: Database, give_up: Any) -> None:
+    """Guarantee 17: whenever and however often a client is cancelled, no subscription, task or thread is left."""
+    chance = random.Random(f"{give_up.__name__} 17")
+    before = set(threading.enumerate())
+    seen = 0
+
+    async def client(notifier: Any, number: int) -> None:
+        nonlocal seen
+        async with events(notifier, f"c{number % 7}", "all", size=1) as stream:
+            async for _ in stream:
+                seen += 1
+                await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with open_notifier(database.dsn) as notifier:
+            for _ in range(4):
+                wave = [give_up(client(notifier, n), chance.uniform(0, 0.2)) for n in range(25)]
+                notify = "select pg_notify('all', i::text) from generate_series(1, 50) i"
+                await asyncio.gather(*wave, asyncio.to_thread(database.execute, notify))
+            await until_(lambda: left(notifier) == ({}, [], set()))
+
+    run(main())
+    assert seen > 20
+    until(lambda: set(threading.enumerate()) == before)
+
+
+def test_cancelled_while_it_subscribes_or_connects(database: Database) -> None:
+    """Guarantee 17: the thread that does it is not cancelled; what it did is undone."""
+    before = set(threading.enumerate())
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(LISTENING["Notifier"]):  # type: ignore[misc]
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            begun.set()
+            go_on.wait(10)
+
+        def subscribe(self, *args: Any, **options: Any) -> None:
+            begun.set()
+            go_on.wait(10)
+            super().subscribe(*args, **options)
+
+    async def cancel_in_mid(client: Any) -> None:
+        begun.clear()
+        go_on.clear()
+        task = asyncio.ensure_future(client)
+        await until_(begun.is_set)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        assert task.cancelled()  # it waited for nothing
+        go_on.set()
+
+    async def open_it() -> None:
+        async with open_notifier(database.dsn):
+            raise AssertionError
+
+    async def listen(notifier: Any) -> None:
+        async with events(notifier, "a", "b"):
+            raise AssertionError
+
+    async def main() -> None:
+        real = LISTENING["Notifier"]
+        LISTENING["Notifier"] = Slow
+        try:
+            go_on.set()
+            async with open_notifier(database.dsn) as notifier:
+                await cancel_in_mid(listen(notifier))
+                await until_(lambda: left(notifier) == ({}, [], set()))
+            await cancel_in_mid(open_it())
+            await until_(lambda: database.listeners() == [])
+        finally:
+            LISTENING["Notifier"] = real
+
+    run(main())
+    until(lambda: set(threading.enumerate()) == before)
+
+
+def test_the_loop_goes_on_while_the_server_is_frozen(database: Database) -> None:
+    """Guarantee 17: leaving waits for nothing, and so does whatever else is on the loop."""
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - began)
+
+    async def main() -> None:
+        async with open_notifier(database.dsn, heartbeat=1.0) as notifier:
+            async with contextlib.AsyncExitStack() as stack:
+                async with events(notifier, "a"):
+                    stack.enter_context(database.frozen(notifier.status()["pid"]))
+                    watching = asyncio.ensure_future(watch())
+                    began = time.monotonic()
+                assert time.monotonic() - began < 0.3
+                async with events(notifier, "b"):  # waits until the connection counts as lost
+                    watching.cancel()
+                assert time.monotonic() - began > 0.5
+            await until_(lambda: left(notifier) == ({}, [], set()))
+
+    run(main())
+    assert longest < 0.3
+
+
+@pytest.mark.parametrize("where", ["thread", "loop", "callback"])
+def test_iteration_ends_when_the_notifier_is_stopped(database: Database, where: str) -> None:
+    """Guarantees 6, 17: for every reader, behind the events that nobody has read yet; at once where it is stopped."""
+
+    async def read(stream: Any) -> list[Any]:
+        return [event async for event in stream]
+
+    def stop(*args: Any) -> None:
+        raise SystemExit  # ends the notifier
+
+    async def main() -> None:
+        async with open_notifier(database.dsn) as notifier:
+            async with events(notifier, "a") as one, events(notifier, "a") as many, events(notifier, "b") as unread:
+                readers = [asyncio.ensure_future(read(stream)) for stream in (one, many, many, many)]
+                database.execute("select pg_notify('a', 'x'), pg_notify('b', 'x')")
+                await until_(lambda: notifier.status()["delivered"] == 3)
+                if where == "thread":
+                    await asyncio.to_thread(notifier.stop)
+                elif where == "loop":
+                    notifier.stop()
+                else:
+                    await asyncio.to_thread(notifier.subscribe, "stop", "a", stop)
+                    database.execute("select pg_notify('a', 'end')")
+                heard = await asyncio.wait_for(asyncio.gather(*readers), 5)
+                pid = database.sender.info.backend_pid
+                first = {Listening("a", None), Heard("a", "x", pid)}
+                assert first <= set(heard[0])
+                assert first <= {event for events in heard[1:] for event in events}
+                assert await asyncio.wait_for(read(unread), 5) == [Listening("b", None), Heard("b", "x", pid)]
+                assert await asyncio.wait_for(read(unread), 5) == []
+            async with events(notifier, "a") as stream:
+                assert await asyncio.wait_for(read(stream), 5) == []
+            await until_(lambda: notifier.subscribers().keys() <= {"stop"})
 
     run(main())
 
@@ -153,7 +327,13 @@ def test_consumers_in_a_group(database: Database) -> None:
             with pytest.raises(BaseException) as caught:  # noqa: PT011
                 await share_out(notifier, "c", handle)
             assert [str(error) for error in caught.value.exceptions] == ["'enough'"]  # type: ignore[attr-defined]
-            assert notifier.subscribers() == {}
+            await until_(lambda: left(notifier) == ({}, [], set()))
+
+        async with open_notifier(database.dsn) as notifier:
+            sharing = asyncio.ensure_future(share_out(notifier, "c", lambda event: asyncio.sleep(0)))
+            await until_(lambda: notifier.active_channels() == ["c"])
+            await asyncio.to_thread(notifier.stop)
+            await asyncio.wait_for(sharing, 5)
 
     run(main())
     assert most == 3
@@ -163,7 +343,7 @@ def test_consumers_in_a_group(database: Database) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_service(database: Database, tmp_path: Path, signum: signal.Signals) -> None:
-    """Contract 11: as it is pasted and run, ended by a signal, quietly."""
+    """Guarantee 11: as it is pasted and run, ended by a signal, quietly."""
     write("asyncio.md", tmp_path, "listening.py", "service.py")
     log = tmp_path / "log"
     with process(tmp_path, "service.py", DATABASE_URL=database.dsn) as child:

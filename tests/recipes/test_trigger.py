@@ -1,15 +1,17 @@
-"""docs/recipes/trigger.md: contract 4 and 7 with what a trigger sends."""
+"""docs/recipes/trigger.md: guarantees 4 and 7 with what a trigger sends."""
 
 from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from conftest import until
@@ -50,7 +52,7 @@ def heard(database: Any, notifier: Notifier) -> Heard:
 
 
 def test_the_row_with_operation_and_table(database: Any, heard: Heard) -> None:
-    """Contract 7: JSON arrives as a dict; an update that changes nothing is not told."""
+    """Guarantee 7: JSON arrives as a dict; an update that changes nothing is not told."""
     database.execute("insert into orders values (1, 'tea', 4.10)")
     database.execute("update orders set item = 'tea'")
     database.execute("update orders set item = 'Tee'")
@@ -66,7 +68,7 @@ def test_the_row_with_operation_and_table(database: Any, heard: Heard) -> None:
 def test_the_key_only_where_the_message_is_too_long_in_bytes(
     database: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract 12: 7,999 bytes go; one more is left out, and the row is read again."""
+    """Guarantee 12: 7,999 bytes go; one more is left out, and the row is read again."""
     database.execute("insert into orders values (1, '', 0.25)")
     fits = 7999 - len(json.dumps(heard.all()[0]))  # which has the same separators as jsonb
     monkeypatch.setenv("DATABASE_URL", database.dsn)
@@ -85,7 +87,7 @@ def test_the_key_only_where_the_message_is_too_long_in_bytes(
 
 
 def test_equal_messages_are_not_folded_and_the_order_is_that_of_the_commits(database: Any, heard: Heard) -> None:
-    """Contract 4: B, A and B again in one transaction end with B; what is rolled back is not told."""
+    """Guarantee 4: B, A and B again in one transaction end with B; what is rolled back is not told."""
     database.execute("insert into orders values (1, 'A', 0)")
     heard.all()
     with database.sender.transaction(force_rollback=True):
@@ -114,6 +116,125 @@ def test_decimals_and_columns_that_cannot_be_compared(database: Any, heard: Hear
     database.execute("update orders set price = price")
     database.execute("""update orders set extra = '{"a": 1}'""")
     assert [change["row"]["extra"] for change in heard.all()] == [{"a": 1}]
+
+
+HOSTILE = """
+create schema hostile;
+create table hostile.called (what text);
+grant usage on schema hostile to public;
+grant all on hostile.called to public;
+create function hostile.pg_notify(text, text) returns void language sql
+    as $$ insert into hostile.called values ('pg_notify') $$;
+create function hostile.nextval(regclass) returns bigint language sql
+    as $$ insert into hostile.called values ('nextval'); select 0::bigint $$;
+create function hostile.to_jsonb(anyelement) returns jsonb language sql
+    as $$ insert into hostile.called values ('to_jsonb'); select '{}'::jsonb $$;
+create function hostile.octet_length(text) returns int language sql
+    as $$ insert into hostile.called values ('octet_length'); select 0 $$;
+create function hostile.pick(jsonb, text) returns jsonb language sql
+    as $$ insert into hostile.called values ('->'); select '0'::jsonb $$;
+create operator hostile.-> (function = hostile.pick, leftarg = jsonb, rightarg = text);
+create function hostile.without(jsonb, text) returns jsonb language sql
+    as $$ insert into hostile.called values ('-'); select '{}'::jsonb $$;
+create operator hostile.- (function = hostile.without, leftarg = jsonb, rightarg = text);
+create function hostile.more(int, int) returns bool language sql
+    as $$ insert into hostile.called values ('>'); select false $$;
+create operator hostile.> (function = hostile.more, leftarg = int, rightarg = int);
+create function hostile.same(text, text) returns bool language sql
+    as $$ insert into hostile.called values ('='); select false $$;
+create operator hostile.= (function = hostile.same, leftarg = text, rightarg = text);
+create operator hostile.<> (function = hostile.same, leftarg = text, rightarg = text);
+"""
+
+
+@pytest.fixture
+def writer(database: Any) -> Iterator[str]:
+    """A role that owns nothing; what it is granted ends with the test."""
+    name = f"writer_{uuid.uuid4().hex[:12]}"
+    database.execute(f"create role {name}")
+    try:
+        yield name
+    finally:
+        database.execute("reset role")
+        database.execute("set search_path to default")
+        database.execute(f"drop owned by {name}")
+        database.execute(f"drop role {name}")
+
+
+PATHS = pytest.mark.parametrize("path", ["public", "''", "hostile, pg_catalog, public", "pg_temp, hostile"])
+
+
+@PATHS
+def test_a_role_that_may_only_write_the_table(database: Any, heard: Heard, writer: str, path: str) -> None:
+    """Guarantee 14: no other grant is needed, and no `search_path` of the writer changes what is run or sent."""
+    database.execute(HOSTILE)
+    database.execute(f"grant insert, update, delete on orders to {writer}")
+    database.execute(f"set role {writer}")
+    database.execute(f"set search_path = {path}")
+    database.execute("insert into public.orders values (1, 'tea', 4)")
+    database.execute("update public.orders set item = pg_catalog.repeat('x', 9000)")
+    database.execute("delete from public.orders")
+    database.execute("reset role")
+    database.execute("set search_path to default")
+    told = heard.all()
+    assert [(change["op"], change["key"], change.get("row")) for change in told] == [
+        ("INSERT", {"id": 1}, {"id": 1, "item": "tea", "price": 4}),
+        ("UPDATE", {"id": 1}, None),
+        ("DELETE", {"id": 1}, None),
+    ]
+    assert len({change["serial"] for change in told}) == 3
+    assert database.execute("select distinct what from hostile.called") == []
+
+
+@PATHS
+def test_a_role_that_may_only_write_the_table_in_bulk(
+    database: Any, notifier: Notifier, writer: str, path: str
+) -> None:
+    """Guarantee 14: the same for the triggers of statements."""
+    database.execute(HOSTILE)
+    database.execute(f"create table readings ({ROW})")
+    database.execute(SQL["bulk.sql"])
+    heard = Heard(database, notifier, "readings")
+    database.execute(f"grant insert, update, delete, truncate on readings to {writer}")
+    database.execute(f"set role {writer}")
+    database.execute("create temp table changed ()")
+    database.execute(f"set search_path = {path}")
+    database.execute("insert into public.readings values (1, 'tea', 4), (2, 'rum', 5)")
+    database.execute("update public.readings set price = 1")
+    database.execute("delete from public.readings")
+    database.execute("truncate public.readings")
+    database.execute("reset role")
+    database.execute("set search_path to default")
+    assert [(change["op"], change["rows"]) for change in heard.all()] == [
+        ("INSERT", 2),
+        ("UPDATE", 2),
+        ("DELETE", 2),
+        ("TRUNCATE", None),
+    ]
+    assert database.execute("select distinct what from hostile.called") == []
+
+
+def test_only_who_is_granted_it_makes_such_triggers(database: Any, heard: Heard, writer: str) -> None:
+    """`security definer` is for the writers of tables that the owner has given the trigger, and for nobody else."""
+    database.execute(f"grant create on schema public to {writer}")
+    database.execute(f"set role {writer}")
+    database.execute("create table own (id int)")
+    for function in ("notify_change", "notify_statement"):
+        database.execute("reset role")
+        database.execute(f"create table if not exists readings ({ROW})")
+        database.execute(SQL["bulk.sql"])
+        database.execute(f"set role {writer}")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            database.execute(f"create trigger t after insert on own execute function {function}('c', 'id')")
+
+
+def test_the_scripts_can_be_run_again(database: Any, heard: Heard) -> None:
+    """Nothing fails, nothing is told twice, and the serial goes on."""
+    database.execute("insert into orders values (1, 'tea', 4)")
+    database.execute(SQL["change.sql"])
+    database.execute(SQL["orders.sql"])
+    database.execute("insert into orders values (2, 'rum', 5)")
+    assert [(change["key"]["id"], change["serial"]) for change in heard.all()] == [(1, 1), (2, 2)]
 
 
 def test_one_notification_for_each_statement(database: Any, notifier: Notifier) -> None:

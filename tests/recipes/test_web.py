@@ -1,15 +1,19 @@
-"""Contract 8 and 9 in a web application: the recipe in docs/recipes/web.md, as it stands there, under uvicorn."""
+"""Guarantees 8 and 9 in a web application: the recipe in docs/recipes/web.md, as it stands there, under uvicorn."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
+import random
 import re
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +31,7 @@ class Server:
     """The recipe's application under uvicorn, in a process of its own."""
 
     def __init__(self, database: str, folder: Path) -> None:
+        write("asyncio.md", folder, "listening.py")
         write("web.md", folder, "app.py")
         self.log = folder / "log"
         with self.log.open("w") as log:
@@ -92,7 +97,7 @@ def web(database: Database, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_events_come_and_a_client_that_goes_is_unsubscribed(web: Server, database: Database) -> None:
-    """Contract 8, 9, 10: each client is a subscriber, from its `ready` until it goes away."""
+    """Guarantees 8, 9, 10: each client is a subscriber, from its `ready` until it goes away."""
     first, second, other = Client(web, "orders"), Client(web, "orders"), Client(web, "customers")
     for client, channel in ((first, "orders"), (second, "orders"), (other, "customers")):
         assert client.next() == ("ready", {"channel": channel})
@@ -116,7 +121,7 @@ def test_events_come_and_a_client_that_goes_is_unsubscribed(web: Server, databas
 
 
 def test_a_client_is_told_of_a_gap(web: Server, database: Database) -> None:
-    """Contract 10: after the session was killed, before what comes later; /health tells meanwhile."""
+    """Guarantee 10: after the session was killed, before what comes later; /health tells meanwhile."""
     client = Client(web, "orders")
     assert client.next() == ("ready", {"channel": "orders"})
     with database.unreachable():
@@ -138,7 +143,7 @@ def test_what_is_not_offered_is_refused(web: Server) -> None:
 
 
 def test_a_client_that_does_not_read_harms_only_itself(web: Server, database: Database) -> None:
-    """Contract 9: its mailbox is full, the other gets all of it."""
+    """Guarantee 9: its mailbox is full, the other gets all of it."""
     stuck, other = Client(web, "orders"), Client(web, "orders")
     assert other.next() == ("ready", {"channel": "orders"})
     for part in range(8):
@@ -158,9 +163,52 @@ def test_a_client_that_does_not_read_harms_only_itself(web: Server, database: Da
     assert "Traceback" not in web.text
 
 
+def hang_up(port: int, channel: str, after: float, abruptly: bool) -> None:
+    """Ask for a stream, and close the connection so many seconds later, whatever has come."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(f"GET /events/{channel} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        time.sleep(after)
+        if abruptly:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_clients_that_hang_up_in_waves_leave_nothing_behind(web: Server, database: Database) -> None:
+    """Guarantee 17: whenever they hang up, with notifications under way; the server stops cleanly afterwards."""
+    chance = random.Random(17)
+    stay = Client(web, "customers")
+    assert stay.next()[0] == "ready"
+    for _ in range(4):
+        clients = [
+            threading.Thread(
+                target=hang_up,
+                args=(
+                    web.port,
+                    chance.choice(["orders", "customers"]),
+                    chance.uniform(0, 0.2),
+                    chance.random() < 0.5,
+                ),
+            )
+            for _ in range(25)
+        ]
+        for client in clients:
+            client.start()
+        while any(client.is_alive() for client in clients):
+            database.execute("select pg_notify('orders', i::text) from generate_series(1, 20) i")
+            time.sleep(0.005)
+        for client in clients:
+            client.join()
+    until(lambda: (web.health()["clients"], web.health()["active"]) == (1, ["customers"]))
+    stay.close()
+    until(lambda: (web.health()["clients"], web.health()["active"]) == (0, []))
+    web.process.send_signal(signal.SIGTERM)
+    web.process.wait(10)
+    assert "Application shutdown complete" in web.text
+    assert "Traceback" not in web.text
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_server_stops_cleanly(web: Server, signum: signal.Signals, database: Database) -> None:
-    """Contract 11: with streams open; they end, and so does the session."""
+    """Guarantee 11: with streams open; they end, and so does the session."""
     clients = [Client(web, "orders") for _ in range(3)]
     for client in clients:
         assert client.next()[0] == "ready"
