@@ -149,10 +149,9 @@ class Supervisor:
                     self._commit(life, new, touched)
                 else:
                     request = Request(step, everything)
-                    live.requests.append(request)
-                    if not live.serving:
-                        live.serving = True
-                        listener = live.listener = Listener(self, live)
+                    if live.next is None:
+                        listener = live.next = live.listener = Listener(self, live)
+                    live.next.requests.append(request)
             self._dispatcher.turns.wake()
             if listener is not None:
                 self.restarts += 1
@@ -168,19 +167,25 @@ class Supervisor:
 
     def _not_started(self, listener: Listener, error: BaseException) -> None:
         """No thread could be started for a change: its predecessor goes on, and what waits for it fails."""
-        life = listener.life
         with self._lock:
             if listener.begun:
                 return  # it was: Ctrl-C came later
-            listener.cancelled = True
-            life.listener, life.serving = listener.predecessor, False
-            waiting, life.requests = life.requests, deque()
-            over = life.stopping and (life.listener is None or not life.listener.is_alive())
-        if over:
-            life.close()
-        for request in waiting:
+            orphaned = self._withdraw(listener)
+        if orphaned:
+            listener.life.close()
+            self._end(listener.life, {"event": "stopped"})
+        for request in listener.requests:
             request.error = error
             request.done.set()
+
+    @staticmethod
+    def _withdraw(listener: Listener) -> bool:
+        """A thread that has not begun never will, under the lock; returns whether none is left to close all."""
+        life, before = listener.life, listener.predecessor
+        listener.cancelled, life.listener = True, before
+        if life.next is listener:
+            life.next = None
+        return before is None or before.over
 
     def _difference(
         self, life: Lifetime, reg: Registry, touched: Iterable[Touched], everything: bool
@@ -228,14 +233,16 @@ class Supervisor:
                     before.ending = True
                 return True
             life.listener = before  # which is connecting again, and goes on
-            waiting = self._record(life)
+            waiting = self._record(listener)
         self._report(waiting)
         return False
 
-    def _record(self, life: Lifetime) -> list[Request]:
+    def _record(self, listener: Listener) -> list[Request]:
         """Make the changes that wait for a session that is gone, under the lock: the next one begins with them."""
-        life.serving = False
-        waiting, life.requests = list(life.requests), deque()
+        life, waiting = listener.life, list(listener.requests)
+        listener.requests.clear()
+        if life.next is listener:
+            life.next = None
         for request in waiting:
             try:
                 new, touched = request.step(self.registry)
@@ -259,7 +266,7 @@ class Supervisor:
             if life.stopping:
                 raise Abandoned("given up: the notifier was stopped")
             self._to(LISTENING)
-            life.session, life.up_since, life.serving, life.fresh = session, monotonic(), True, True
+            life.session, life.up_since, life.fresh = session, monotonic(), True
             reg = self.registry
             life.pending = {*registry.valid_channels(reg)}.symmetric_difference(session.active).difference(refused)
             touched = [(name, None) for name in reg.channels]
@@ -283,54 +290,53 @@ class Supervisor:
             log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
             self._dispatcher.event({"event": "channel_refused", "channel": name, "error": describe(error)})
 
-    def serve(self, life: Lifetime, session: Session) -> None:
+    def serve(self, listener: Listener, session: Session) -> None:
         """Close the difference between wanted and actual channels, and report to the callers that wait.
 
         Each change is computed anew under the lock after the server has followed, so that one that came in between is
         not lost. Raises `psycopg.Error` where the session is lost.
         """
+        life, requests = listener.life, listener.requests
         changed: set[str] = set()
         refused: dict[str, psycopg.Error] = {}
         while True:
+            done: Request | None = None
             with self._lock:
                 if life.stopping:
                     raise Abandoned("given up: the notifier was stopped")
-                request: Request | None = life.requests[0] if life.requests else None
+                if life.next is listener:
+                    life.next = None  # the changes that come from now on are for a successor
+                request: Request | None = requests[0] if requests else None
                 if request is None and not life.fresh:
-                    life.serving = False
                     return
-                ready, own = False, {*changed}
+                everything = request is not None and request.everything
                 try:
-                    new, touched = (request.step if request is not None else nothing)(self.registry)
-                    own = {name for name, _ in touched}
-                    everything = request is not None and request.everything
+                    new, touched = (nothing if request is None else request.step)(self.registry)
+                except Exception as error:
+                    done = requests.popleft()
+                    done.error = error
+                else:
                     add, remove = self._difference(life, new, touched, everything)
                     add = [name for name in add if name not in refused]
                     if not add and not remove:
                         self._commit(life, new, touched, changed, refused)
-                        ready = True
-                except Exception as error:
-                    if request is None:
-                        raise
-                    request.error, ready = error, True
-                if ready and request is None:
-                    life.fresh = False
-                elif ready:
-                    life.requests.popleft()
-            if ready:
-                changed, refused = set(), {}
-                self._report([request] if request is not None else [])
+                        life.fresh = False
+                        changed, refused = set(), {}
+                        if requests:
+                            done = requests.popleft()
+                        else:
+                            continue
+            if done is not None:
+                self._report([done])
                 continue
             self.hand_over(session)
             found = session.listen_where_allowed(add, remove, lambda: self.hand_over(session))
-            own = {*add} if everything else own
-            if request is not None and own & found.keys():
+            own = {*add} if everything else {name for name, _ in touched}
+            if requests and own & found.keys():
                 session.listen_where_allowed(remove, [name for name in add if name not in found])
-                request.error = found[min(own & found.keys())]
-                with self._lock:
-                    life.requests.popleft()
-                changed, refused = set(), {}
-                self._report([request])
+                done = requests.popleft()
+                done.error = found[min(own & found.keys())]
+                self._report([done])
                 continue
             changed.update(add, remove)
             refused.update(found)
@@ -346,15 +352,16 @@ class Supervisor:
                 return seconds
         return 0.0
 
-    def lost(self, life: Lifetime, session: Session, error: BaseException) -> None:
+    def lost(self, listener: Listener, session: Session, error: BaseException) -> None:
         """The session is of no more use: record what waits for it, deliver what it had read, and tell."""
+        life = listener.life
         with self._lock:
             life.session, life.down_since = None, monotonic()
             stopping = life.stopping
             if not stopping:
                 self._to(RECONNECTING)
                 self.last_error = describe(error)
-            waiting = self._record(life)
+            waiting = self._record(listener)
         self._report(waiting)
         session.close()
         if stopping:
@@ -377,10 +384,12 @@ class Supervisor:
         """A listener thread ends; the last one of a lifetime closes what that holds."""
         life = listener.life
         with self._lock:
-            if life.listener is not listener:
-                return
-            waiting = self._record(life)
-            over = self.life is life and not life.stopping  # it could not connect, or met what it did not expect
+            waiting = self._record(listener)
+            listener.over, last = True, life.listener is listener
+            failed = last and self.life is life and not life.stopping
+        self._report(waiting)
+        if not last:
+            return
         session = life.session
         if session is not None:
             if life.drains:
@@ -389,11 +398,10 @@ class Supervisor:
                 except Exception:
                     pass  # what had arrived is in the backlog
             life.confirmed, life.rest = session.confirmed, session.backlog
-        if over:
+        if failed:  # it could not connect, or met what it did not expect
             self._end(life, {"event": "stopped"} if life.started.is_set() else None)
             self.stopped.set()
         life.close()
-        self._report(waiting)
 
     def wake(self) -> None:
         """A full mailbox has room: have the listener come again. Any thread, without the lock."""
@@ -425,14 +433,15 @@ class Supervisor:
                     if mine:
                         self._to(CONNECTING)
                         self.stopped.clear()
-                        self.life, life.listener = life, Listener(self, life)
+                        listener = life.listener = Listener(self, life)
+                        self.life = life
                         self._dispatcher.begin()
                 if not mine:
                     life.close()
                     self.start()
                     return
                 self._workers.start()
-                life.listener.start()  # type: ignore[union-attr]
+                listener.start()
                 life.started.wait()
             except BaseException:
                 if self.life is life:
@@ -466,13 +475,16 @@ class Supervisor:
             life.stopping, life.drains = True, drain_until is not None
             if self.life is life and self.phase is not STOPPING:
                 self._to(STOPPING)
-            listener = life.listener
+            listener, orphaned, waiting = life.listener, life.listener is None, list[Request]()
             if listener is not None and not listener.begun:
-                listener.cancelled = not listener.is_alive()  # it was never started
+                waiting = self._record(listener)
+                orphaned = self._withdraw(listener)
+                listener = life.listener
         life.token.cancel()
-        if listener is None or listener.cancelled:
+        self._report(waiting)
+        if orphaned:
             life.close()
-        else:
+        elif listener is not None:
             listener.wake()
             life.ended.wait(STOP_SECONDS)
             listener.join(STOP_SECONDS)

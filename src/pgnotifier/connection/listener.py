@@ -46,13 +46,13 @@ class Owner(Protocol):
 
     def reconnected(self, down_for: float, attempts: int) -> None: ...
 
-    def serve(self, life: Lifetime, session: Session) -> None:
+    def serve(self, listener: Listener, session: Session) -> None:
         """Close the difference between wanted and actual channels, and report to the callers that wait."""
 
     def hand_over(self, session: Session) -> float:
         """Move the backlog into mailboxes; after how many seconds to try again, where some have no room, else 0."""
 
-    def lost(self, life: Lifetime, session: Session, error: BaseException) -> None: ...
+    def lost(self, listener: Listener, session: Session, error: BaseException) -> None: ...
 
     def failed(self, error: BaseException) -> None:
         """An attempt to connect again has failed."""
@@ -65,9 +65,8 @@ class Owner(Protocol):
 class Lifetime:
     """What belongs to one `start` until its `stop`. Changed under the state lock, but for what a thread owns.
 
-    `turn` is held by the listener thread that runs `loop` and owns `session`. `requests` are changes that wait for
-    the server; `serving` says that a thread is about to take them. `pending` are names that may differ from the
-    session's.
+    `turn` is held by the listener thread that runs `loop` and owns `session`. `listener` is the newest; `next` is the
+    same until it begins to make changes, and others may join. `pending` are names that may differ from the session's.
     """
 
     source: DbConf
@@ -77,11 +76,10 @@ class Lifetime:
     loop: asyncio.SelectorEventLoop = field(default_factory=new_loop)
     turn: Any = field(default_factory=allocate_lock)
     session: Session | None = None
-    listener: Listener | None = None  # the newest
+    listener: Listener | None = None
+    next: Listener | None = None
     stopping: bool = False
-    serving: bool = True
     fresh: bool = False  # a session was just published: close the difference without a request, too
-    requests: deque[Any] = field(default_factory=deque)
     pending: set[str] = field(default_factory=set)
     started: Flag = field(default_factory=Flag)  # the first connection is there, or `error` says why not
     ended: Flag = field(default_factory=Flag)  # everything is closed
@@ -92,9 +90,14 @@ class Lifetime:
     up_since: float = field(default_factory=monotonic)
     down_since: float = field(default_factory=monotonic)
     attempt: int = 0
+    open: list[bool] = field(default_factory=lambda: [True])
 
     def close(self) -> None:
-        """Close what it holds. Its last thread, or the caller where no thread could be started."""
+        """Close what it holds, once. Its last thread, or the caller where no thread could be started."""
+        try:
+            self.open.pop()
+        except IndexError:
+            return
         session, self.session = self.session, None
         if session is not None:
             session.close()
@@ -109,13 +112,14 @@ class _Thread(threading.Thread):
 
 
 class Listener:
-    """One thread of a lifetime, and the one before it."""
+    """One thread of a lifetime, the one before it, and `requests`: the changes for which it is started."""
 
     def __init__(self, owner: Owner, life: Lifetime) -> None:
         self._owner, self.life, self.predecessor = owner, life, life.listener
-        self.ending = False  # asked to end by a successor; counts even before the thread has begun
-        self.begun = False
-        self.cancelled = False  # could not be started
+        self.requests: deque[Any] = deque()
+        self.begun = self.over = False
+        self.ending = False  # asked to end by a successor
+        self.cancelled = False  # it has not begun, and never will
         self._heard = True
         self._readable: asyncio.Event | None = None
         self._thread = _Thread(target=self._run, name=NAME, daemon=True)
@@ -135,9 +139,6 @@ class Listener:
     def is_here(self) -> bool:
         """Whether this is the current thread."""
         return threading.current_thread() is self._thread
-
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
         if self._thread.ident is not None and not self.is_here:
@@ -183,7 +184,7 @@ class Listener:
                     session = self._reconnect() if life.started.is_set() else self._connect()
                 if session is None:
                     return
-                owner.serve(life, session)
+                owner.serve(self, session)
                 life.started.set()
                 if self._ends():
                     return
@@ -192,7 +193,7 @@ class Listener:
                     return
             except BaseException as error:
                 if session is not None:
-                    owner.lost(life, session, error)
+                    owner.lost(self, session, error)
                 elif life.started.is_set():
                     raise
                 else:

@@ -27,6 +27,7 @@ from .waiting import CancelToken, answer, checked, lost
 
 ANSWER_SECONDS = 10.0  # for the server to answer a change of channels, without a heartbeat (guarantee 10)
 PROOF_SECONDS = 2.0  # for a notification to come through a pooler
+MANY = 10_000  # notifications that may wait for the answer to a change; more are handed over before it
 BACKLOG_BYTES = 16_000_000  # of notifications, about, that are read while mailboxes have no room for them
 OVERHEAD_BYTES = 100  # of each, about, without its payload
 
@@ -270,33 +271,35 @@ class Session:
 
     def _ask(self, sql: bytes, relieve: Callable[[], float] | None = None) -> list[Any]:
         """Send a query and wait for its answer; notifications that come meanwhile are added to the backlog."""
-        deadline = monotonic() + self._limit
+        deadline, arrived = monotonic() + self._limit, list[Any]()
 
-        def take() -> None:
-            batch: list[Any] = []
-            self._take(batch)
-            self._keep(batch, self._confirmed)
+        def keep() -> None:
+            self._take(arrived)
+            self._keep(list(arrived), self._confirmed)
+            arrived.clear()
 
         def after_read() -> None:
-            take()
-            while relieve is not None and (seconds := relieve()) and not self.has_room:
-                self._token.wait(monotonic() + seconds)
+            self._take(arrived)
+            if relieve is not None and len(arrived) >= MANY:
+                keep()
+                while (seconds := relieve()) and not self.has_room:
+                    self._token.wait(monotonic() + seconds)
 
         try:
             if self._asked is not None:  # a check is under way: its answer comes first
                 results = self._partial + answer(self._conn, self._token, deadline, self._limit, after_read)
-                take()  # before what proves that they have come
+                keep()  # before what proves that they have come
                 self._judge(results)
             sent = now()
             self._send(sql)
             results = answer(self._conn, self._token, deadline, self._limit, after_read)
-            take()
+            keep()
             self._confirm(sent)
             return results
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege) as error:
             raise self._reason(error) from None
         finally:
-            take()
+            keep()
 
     def _send(self, sql: bytes = b"") -> None:
         """Send `sql`, and what the socket did not take before."""
