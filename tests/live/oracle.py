@@ -16,10 +16,10 @@ Conn = psycopg.Connection[Any]
 
 
 class Heard:
-    """One subscription: None, gaps and numbers in the order of the calls. With `gate`, each number waits for a permit.
+    """One subscription: None, gaps and numbers in the order of the calls. With `gate`, a call waits for a permit.
 
-    `entered` is the latest number whose call has begun; `stuck` says that a call waits for its permit. `sent()` is the
-    latest number sent, and `read` what it was when `on_listen(None)` came: the state that is read then holds all those.
+    `entered` is the latest number whose call has begun; `stuck` says that a call waits for its permit. `sent()` is
+    the latest number sent, and `read` what it was when `on_listen(None)` came: the state read then holds all those.
     """
 
     def __init__(self, gate: threading.Semaphore | None = None, sent: Callable[[], int] = lambda: 0) -> None:
@@ -83,7 +83,7 @@ def problems(heard: Heard, sent: list[int]) -> list[str]:
 
 
 def exact(heard: Heard, first: int, last: int) -> int:
-    """From `first` to `last` each number was heard, or counted by a gap at its place; returns how many were counted."""
+    """From `first` to `last` each number was heard, or counted by a gap in its place; returns how many were."""
     due, counted, total = first, 0, 0
     for item in heard.items:
         if isinstance(item, Gap):
@@ -98,7 +98,7 @@ def exact(heard: Heard, first: int, last: int) -> int:
 
 
 class Witness:
-    """A subscriber on a channel of its own: what was sent before its probe has arrived when it has heard the probe."""
+    """A subscriber on a channel of its own: when it has heard its probe, what was sent before has arrived."""
 
     def __init__(self, n: Notifier, sender: Conn) -> None:
         self.channel = f"w_{uuid.uuid4().hex[:12]}"

@@ -37,7 +37,7 @@ def shape(heard: Heard) -> list[Any]:
 def test_what_waits_when_muted_lies_under_the_gap(
     server: str, sender: Conn, channel: str, how: str, meanwhile: int
 ) -> None:
-    """Guarantee 4: one call is running, four wait; of these none begins after the mute, and the gap is in their place."""
+    """Guarantee 4: one call runs, four wait; of these none begins after the mute, and the gap is in their place."""
     gate = threading.Semaphore(0)
     heard = Heard(gate)
     with Notifier(server, workers=2) as n:
