@@ -45,8 +45,8 @@ def changes(n: Notifier, channel: str, pause: float) -> Any:
 @pytest.mark.parametrize(
     "network",
     [
-        pytest.param("far", marks=pytest.mark.xfail(strict=False, reason="a new session is never published")),
-        pytest.param("near", marks=pytest.mark.xfail(strict=False, reason="a new session is never published")),
+        "far",
+        "near",
     ],
 )
 def test_connected_again_within_a_second(db: Server, proxy: Proxy, channel: str, network: str) -> None:
@@ -74,8 +74,8 @@ def test_connected_again_within_a_second(db: Server, proxy: Proxy, channel: str,
 @pytest.mark.parametrize(
     "network",
     [
-        pytest.param("far", marks=pytest.mark.xfail(strict=False, reason="a new session is never published")),
-        pytest.param("near", marks=pytest.mark.xfail(strict=False, reason="a new session is never published")),
+        "far",
+        "near",
     ],
 )
 def test_started_within_a_second(db: Server, proxy: Proxy, channel: str, network: str) -> None:
@@ -97,7 +97,6 @@ def test_started_within_a_second(db: Server, proxy: Proxy, channel: str, network
         proxy.heal()
 
 
-@pytest.mark.xfail(strict=False, reason="a few in ten thousand are called before on_listen(None)")
 def test_no_call_before_the_first_on_listen(db: Server, channel: str) -> None:
     """Guarantee 10: subscriptions on a busy channel, while another thread stops with drain, and starts."""
     early: list[str] = []

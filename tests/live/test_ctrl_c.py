@@ -19,7 +19,7 @@ LONG = os.environ.get("PGNOTIFIER_LONG") == "1"
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param("start", marks=pytest.mark.xfail(strict=False, reason="pending: 1, or a lock that is not held")),
+        "start",
         *(method for method in METHODS if method != "start"),
     ],
 )

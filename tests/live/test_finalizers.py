@@ -14,7 +14,6 @@ SCRIPT = Path(__file__).with_name("finalizers.py")
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.xfail(strict=False, reason="a finalizer that changes something deadlocks with a change now and then")
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("method", ["unsubscribe", "subscribe", "new channel", "mute", "status", "stop", "all"])
 def test_no_deadlock_and_no_lost_change(server: str, method: str, threads: int) -> None:

@@ -31,7 +31,6 @@ def shape(heard: Heard) -> list[Any]:
     return [item.reason if isinstance(item, Gap) else item for item in heard.items]
 
 
-@pytest.mark.xfail(strict=True, reason="what waited when it was muted is called after the unmute")
 @pytest.mark.parametrize("meanwhile", [0, 3])
 @pytest.mark.parametrize("how", HOW)
 def test_what_waits_when_muted_lies_under_the_gap(
@@ -56,7 +55,6 @@ def test_what_waits_when_muted_lies_under_the_gap(
         assert shape(heard) == [None, 1, "muted", 10, 11, 12], heard.words()
 
 
-@pytest.mark.xfail(strict=True, reason="the gap stands behind what was sent before the mute")
 @pytest.mark.parametrize("how", ["channel", "subscriber"])
 def test_muted_and_unmuted_by_callbacks_of_one_stream(server: str, sender: Conn, channel: str, how: str) -> None:
     """Guarantee 10: the third call mutes, one on another channel unmutes: `1 2 3 Gap 8`, not `1 2 3 6 7 Gap 8`."""
@@ -88,7 +86,6 @@ def test_muted_and_unmuted_by_callbacks_of_one_stream(server: str, sender: Conn,
         assert shape(heard) == [None, 1, 2, 3, "muted", 8], heard.words()
 
 
-@pytest.mark.xfail(strict=True, reason="what waited when it was muted is called after the unmute")
 def test_muted_many_times_while_one_call_runs(server: str, sender: Conn, channel: str) -> None:
     """Guarantee 10: causes that overlap make one gap; the numbers between them wait in vain."""
     gate = threading.Semaphore(0)
@@ -227,7 +224,6 @@ BACK = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="what waited is called after an unmute, and the gap stands behind it")
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_random_lives(server: str, sender: Conn, channel: str, count: int) -> None:
     """Guarantee 10: each number sent while subscribed comes in order, or lies under a gap at that place."""

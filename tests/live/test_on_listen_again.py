@@ -18,9 +18,6 @@ from pgnotifier import Gap, Notifier
 
 Conn = psycopg.Connection[Any]
 
-again = pytest.mark.xfail(strict=True, reason="it is called once, and never again")
-
-
 def until(condition: Callable[[], object], timeout: float = 4.0) -> None:
     conftest.until(condition, timeout)
 
@@ -63,7 +60,6 @@ def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
         loop.close()
 
 
-@again
 @pytest.mark.parametrize("how", ["worker", "loop"])
 def test_until_it_returns(server: str, sender: Conn, channel: str, how: str) -> None:
     """Four failures, then None, then the stream; each failure is counted and reported."""
@@ -80,7 +76,6 @@ def test_until_it_returns(server: str, sender: Conn, channel: str, how: str) -> 
         assert n.status()["failed"] == 4
 
 
-@again
 def test_the_same_gap_or_a_wider_one(server: str, sender: Conn, channel: str) -> None:
     """A second loss of the session while it fails: one gap, which covers both."""
     heard = Failing(0)
@@ -104,7 +99,6 @@ def test_the_same_gap_or_a_wider_one(server: str, sender: Conn, channel: str) ->
         assert heard.items == [None, last, 1]
 
 
-@again
 def test_after_the_backoff(server: str, channel: str) -> None:
     """Not in a busy loop: fewer than thirty calls in half a second; and not later than the longest delay."""
     heard = Failing()
@@ -118,7 +112,6 @@ def test_after_the_backoff(server: str, channel: str) -> None:
         assert 1 <= len(heard.at) - before < 30
 
 
-@again
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_other_waits(server: str, sender: Conn, channel: str, workers: int) -> None:
     """Neither for a worker, nor for its mailbox, which is full: it spends nothing of the budget of others."""
@@ -150,7 +143,6 @@ def test_no_other_waits(server: str, sender: Conn, channel: str, workers: int) -
         assert exact(heard, 1, 500) == 450
 
 
-@again
 @pytest.mark.parametrize("how", ["stop", "mute_channels", "mute_subscriber", "unsubscribe", "remove_channels"])
 def test_what_ends_it(server: str, sender: Conn, channel: str, how: str) -> None:
     """No call begins after it; one that comes back begins anew."""
@@ -183,7 +175,6 @@ def test_what_ends_it(server: str, sender: Conn, channel: str, how: str) -> None
         assert heard.items == [None, 1], heard.words()
 
 
-@again
 def test_drain_tries_until_the_time_is_over(server: str, sender: Conn, channel: str) -> None:
     """It goes on while there is time; mended in time, the stream is delivered."""
     heard = Failing()

@@ -59,12 +59,8 @@ def remove(n: Notifier, channel: str, ids: list[Any]) -> None:
 
 
 HOW = [unsubscribe, remove]
-SOME = pytest.mark.xfail(strict=False, reason="in most of the cases a cached route or a mailbox holds it")
-
-
 @pytest.mark.parametrize("traffic", ["none", "before", "before and after"])
 @pytest.mark.parametrize("another", [True, False])
-@SOME
 def test_unsubscribed(server: str, sender: Conn, channel: str, another: bool, traffic: str) -> None:
     """All 300, while the channel goes on with another subscriber, or without."""
     with Notifier(server) as n:
@@ -91,7 +87,6 @@ def test_unsubscribed(server: str, sender: Conn, channel: str, another: bool, tr
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("on", ["one", "two"])
-@SOME
 def test_one_of_an_ids_channels(
     server: str, sender: Conn, channel: str, how: Callable[[Notifier, str, list[Any]], None], on: str
 ) -> None:
@@ -117,7 +112,6 @@ def test_one_of_an_ids_channels(
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.xfail(strict=True, reason="the cached route holds it")
 def test_with_something_in_the_mailbox(
     server: str, sender: Conn, channel: str, how: Callable[[Notifier, str, list[Any]], None]
 ) -> None:
@@ -140,7 +134,6 @@ def test_with_something_in_the_mailbox(
 @pytest.mark.parametrize("state", ["fresh", "used"])
 @pytest.mark.parametrize("when", ["stopped", "started again"])
 @pytest.mark.parametrize("how", HOW)
-@SOME
 def test_while_stopped(
     server: str,
     sender: Conn,
@@ -170,7 +163,6 @@ def test_while_stopped(
         released(refs)
 
 
-@pytest.mark.xfail(strict=True, reason="the cached route holds the first one")
 def test_replaced(server: str, sender: Conn, channel: str) -> None:
     """A callback that another has taken the place of, for the same id and channel."""
     with Notifier(server) as n:

@@ -32,20 +32,16 @@ def interrupt(server: str, hits: int, pairs: list[tuple[str, str]], timeout: flo
         raise AssertionError(f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
 
 
-def fails(reason: str, strict: bool = True) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(reason=reason, strict=strict)
-
-
 @pytest.mark.parametrize(
     ("outer", "inner"),
     [
-        pytest.param("stop", "stop", marks=fails("ValueError: list.remove(x)")),
-        pytest.param("stop", "start", marks=fails("running, and not listening")),
-        pytest.param("start", "subscribe", marks=fails("hangs for ever")),
-        pytest.param("start", "stop", marks=fails("hangs now and then", strict=False)),
-        pytest.param("start", "start", marks=fails("a thread is left now and then", strict=False)),
-        pytest.param("subscribe", "subscribe"),
-        pytest.param("notify", "notify", marks=fails("the inner one waits for the outer one")),
+        ("stop", "stop"),
+        ("stop", "start"),
+        ("start", "subscribe"),
+        ("start", "stop"),
+        ("start", "start"),
+        ("subscribe", "subscribe"),
+        ("notify", "notify"),
     ],
 )
 def test_often(server: str, outer: str, inner: str) -> None:
@@ -54,18 +50,7 @@ def test_often(server: str, outer: str, inner: str) -> None:
 
 
 @pytest.mark.timeout(2000)
-@pytest.mark.parametrize(
-    "outer",
-    [
-        pytest.param("start", marks=fails("a change hangs for ever")),
-        pytest.param("stop", marks=fails("stop, start or restart in it fails")),
-        *(
-            pytest.param(method, marks=fails("stop() in it waits for a worker that waits for it", strict=False))
-            for method in METHODS
-            if method not in ("start", "stop")
-        ),
-    ],
-)
+@pytest.mark.parametrize("outer", METHODS)
 def test_each_in_each(server: str, outer: str) -> None:
     """Guarantee 11: no error, no hang, and never running without hearing."""
     pairs = [(outer, inner) for inner in METHODS if (outer, inner) != ("notify", "notify")]  # that is `test_often`
