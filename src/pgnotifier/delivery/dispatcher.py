@@ -209,7 +209,7 @@ class Dispatcher:
 
     def _after(self, box: Mailbox) -> None:
         """After each turn."""
-        if box.blocking is not None and (box.room * ROOM_SHARE >= box.limit or not box.entries):
+        if box.blocking and (box.room * ROOM_SHARE >= box.limit or not box.entries):
             self._on_room()
         if box in self.posting.late:
             self._announce()

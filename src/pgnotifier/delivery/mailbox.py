@@ -17,7 +17,8 @@ from .coverage import ListenCall
 
 MAX_TURN = 256  # notifications that are taken at a time
 FAST = 10_000  # notifications a second: the listener waits without limit for a subscriber that takes more
-RATE_SECONDS = 0.5  # of waiting, over which that is measured
+GRACE_SECONDS = 0.02  # after which that is known
+RATE_SECONDS = 0.5  # over which it is measured
 
 
 class State(Enum):
@@ -100,13 +101,15 @@ class Mailbox:
         "batch",
         "blocking",
         "entries",
+        "full_seen",
+        "full_since",
+        "full_taken",
         "hand",
         "held",
         "id",
         "latest",
         "limit",
-        "rate_seconds",
-        "rate_taken",
+        "rate",
         "resume_at",
         "state",
         "sub",
@@ -132,8 +135,10 @@ class Mailbox:
         self.attempt = 0  # failed calls of the on_listen that is called again
         self.resume_at = 0.0  # monotonic seconds
         self.taken = 0
-        self.blocking: int | None = None  # the listener waits for room here; `taken` when that began
-        self.rate_seconds, self.rate_taken = 0.0, 0.0
+        self.blocking = False  # the listener waits for room here
+        self.full_since: float | None = None  # monotonic seconds, since it was not empty
+        self.full_taken, self.full_seen = 0, 0.0
+        self.rate: float | None = None  # notifications taken in a second, while it was full
         self.unannounced: dict[str, int] = {}  # by channel, what was dropped and no event has told
         self.announced = 0.0  # monotonic seconds of the last such event
 
@@ -150,17 +155,17 @@ class Mailbox:
     def room(self) -> int:
         return self.limit - self.waiting - self.held
 
-    @property
-    def is_fast(self) -> bool:
-        return self.rate_taken > FAST * self.rate_seconds
-
-    def waited(self, seconds: float) -> None:
-        """The listener has waited for room here for so many more seconds: measure how fast the mailbox empties."""
-        self.rate_seconds += seconds
-        self.rate_taken += self.taken - (self.blocking or 0)
-        self.blocking = None
-        if self.rate_seconds > RATE_SECONDS:
-            self.rate_seconds, self.rate_taken = self.rate_seconds / 2, self.rate_taken / 2
+    def is_fast(self, moment: float) -> bool | None:
+        """Whether it empties faster than `FAST`, measured while it is full; None where that is not known yet."""
+        if self.full_since is None or moment - self.full_seen > RATE_SECONDS:
+            self.full_since, self.full_taken = moment, self.taken
+        self.full_seen = moment
+        seconds, taken = moment - self.full_since, self.taken - self.full_taken
+        if seconds >= GRACE_SECONDS:
+            self.rate = taken / seconds
+        if seconds > RATE_SECONDS:
+            self.full_since, self.full_taken = moment - seconds / 2, self.taken - taken // 2
+        return None if self.rate is None else self.rate > FAST
 
     # -- in ------------------------------------------------------------------------------------------------
 
@@ -223,6 +228,8 @@ class Mailbox:
                     continue
                 self.held = size - 1
             self.hand, self.sub = entry, sub
+            if not entries:
+                self.full_since = None
             return True
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 PATIENCE_SECONDS = 1.0  # the whole budget
 REFILL = 0.01  # seconds of budget that come back in a second
+LEAST = 0.01  # seconds: less is not worth a wait
 
 
 class Patience:
@@ -13,11 +14,12 @@ class Patience:
         self._left, self._at = PATIENCE_SECONDS, moment
 
     def left(self, moment: float) -> float:
-        """Seconds that the listener may still wait."""
+        """Seconds that the listener may still wait; 0 where that is too little."""
         self._left = min(PATIENCE_SECONDS, self._left + REFILL * (moment - self._at))
         self._at = moment
-        return self._left
+        return self._left if self._left >= LEAST else 0.0
 
     def spend(self, seconds: float, moment: float) -> None:
         """The listener has waited for so many seconds."""
-        self._left = max(0.0, self.left(moment) - seconds)
+        self.left(moment)
+        self._left = max(0.0, self._left - seconds)

@@ -20,7 +20,7 @@ from .mailbox import PAUSED, Decoded, Mailbox, Run
 from .patience import Patience
 
 ROOM_SHARE = 4  # the listener is woken when a quarter of a full mailbox is free
-LOOK_AGAIN = 0.05  # seconds after which the listener measures again how fast a full mailbox is emptied
+LOOK_AGAIN = 0.02  # seconds after which the listener measures again how fast a full mailbox is emptied
 
 UNKNOWN: Any = object()  # a payload that has not been decoded
 FAILED: Any = object()  # a payload that can't be
@@ -49,14 +49,12 @@ class Posting:
         if not self._blocking:
             return
         moment = monotonic()
-        waited = moment - self._blocked_at
-        slow = False
+        slow = [box.is_fast(moment) is False for box in self._blocking]
         for box in self._blocking:
-            box.waited(waited)
-            slow = slow or not box.is_fast
+            box.blocking = False
         self._blocking = []
-        if slow:
-            self._patience.spend(waited, moment)
+        if any(slow):
+            self._patience.spend(moment - self._blocked_at, moment)
 
     def plan(self, channel: str, size: int) -> tuple[Route, int]:
         """The mailboxes of a channel, and how many of `size` notifications they take now; room is made for those."""
@@ -75,14 +73,16 @@ class Posting:
             fit = min(fit, *(box.limit - box.held for box, wanted in full if wanted > 1), fit)
             for box, wanted in full:
                 self.make_room(box, min(wanted, fit))
-        elif not fit:
-            self._blocked_at = monotonic()
         return route, fit
 
     def _reduce(self, box: Mailbox, fit: int, wanted: int, full: list[tuple[Mailbox, int]]) -> int:
-        if box.state is not PAUSED and (box.is_fast or self._patience.left(monotonic()) > 0):
-            if box.blocking is None:
-                box.blocking = box.taken
+        moment = monotonic()
+        fast = box.is_fast(moment)
+        if box.state is not PAUSED and (fast is not False or self._patience.left(moment)):
+            if not box.blocking:
+                if not self._blocking:
+                    self._blocked_at = moment
+                box.blocking = True
                 self._blocking.append(box)
             return min(fit, max(0, box.room))
         full.append((box, wanted))
@@ -142,4 +142,4 @@ class Posting:
 
     def wait_seconds(self) -> float:
         """How long the listener may wait for room before it comes again."""
-        return max(0.001, min(LOOK_AGAIN, self._patience.left(monotonic()) or LOOK_AGAIN))
+        return min(LOOK_AGAIN, self._patience.left(monotonic()) or LOOK_AGAIN)
