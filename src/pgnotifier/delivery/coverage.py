@@ -23,11 +23,11 @@ class ListenCall:
     def __init__(self, channel: str, gap: Gap | None) -> None:
         self.channel, self.gap = channel, gap
 
-    def merged(self, later: ListenCall) -> ListenCall:
-        """One call for both. A first call covers everything before it, so it stays one."""
-        if self.gap is None or later.gap is None:
-            return ListenCall(self.channel, None)
-        return ListenCall(self.channel, merge(self.gap, later.gap))
+    def merged(self, later: object) -> ListenCall | None:
+        """One call in place of two with a gap on the same channel; None where `later` is anything else."""
+        if isinstance(later, ListenCall) and later.channel == self.channel and self.gap and later.gap:
+            return ListenCall(self.channel, merge(self.gap, later.gap))
+        return None
 
 
 class _State:

@@ -158,9 +158,9 @@ class Dispatcher:
             self.turns.wake()
             if posting.late:
                 self._announce()
-            done += fit
-            if done < end:
+            if not fit:
                 return done, posting.wait_seconds()
+            done += fit
         return size, 0.0
 
     def event(self, payload: dict[str, Any]) -> None:

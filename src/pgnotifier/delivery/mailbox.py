@@ -189,16 +189,17 @@ class Mailbox:
         """Append a call of `on_listen`; nothing that comes later takes a place before it."""
         self.latest.pop(call.channel, None)
         last = self.entries[-1] if self.entries else None
-        if type(last) is ListenCall and last.channel == call.channel:
-            self.entries[-1] = last.merged(call)
-        else:
-            self.entries.append(call)
+        both = last.merged(call) if isinstance(last, ListenCall) else None
+        if both is not None:
+            self.entries.pop()
+        self.entries.append(both or call)
 
     def tell_first(self, call: ListenCall) -> None:
         """Have `call` made before all that waits, together with one that waits for the same channel."""
         for place, entry in enumerate(self.entries):
-            if type(entry) is ListenCall and entry.channel == call.channel:
-                call = call.merged(entry)
+            both = call.merged(entry)
+            if both is not None:
+                call = both
                 del self.entries[place]
                 break
         self.entries.appendleft(call)
@@ -252,7 +253,7 @@ class Mailbox:
         A call of `on_listen` with the gap takes their place. Calls that stood among them come with it.
         """
         gone: dict[str, int] = {}
-        calls: dict[str, ListenCall] = {}
+        calls: dict[tuple[str, bool], ListenCall] = {}  # of each channel a first one, and one with a gap
         entries = self.entries
         while entries and (count > 0 or type(entries[0]) is ListenCall):
             entry = entries.popleft()
@@ -272,7 +273,8 @@ class Mailbox:
                 call = ListenCall(channel, Gap(channel, "overflow", entry.since, until, size))
             else:
                 call = entry
-            calls[channel] = calls[channel].merged(call) if channel in calls else call
+            key = channel, call.gap is not None
+            calls[key] = (calls[key].merged(call) if key in calls else None) or call
         entries.extendleft(reversed(calls.values()))
         return gone
 

@@ -5,6 +5,7 @@ A mailbox stands in the queue once, and is handled by one worker or event loop a
 
 from __future__ import annotations
 
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -13,6 +14,19 @@ from typing import Any
 from ..flag import Bell
 from .coverage import ListenCall
 from .mailbox import IDLE, PAUSED, READY, RUNNING, Entry, Mailbox
+
+
+class Worker:
+    """A worker between two turns: what has become of the last one, and the lock that wakes it."""
+
+    def __init__(self) -> None:
+        self.waiter = allocate_lock()
+        self.waiter.acquire()
+        self.box: Mailbox | None = None
+        self.until = 0.0  # seconds of `perf_counter`, until which it may stay with a mailbox
+        self.stays = False  # the next turn may be of the same mailbox
+        self.delivered = 0  # calls that ended well
+        self.failed: ListenCall | None = None  # the call of `on_listen` that raised
 
 
 class Turns:
@@ -86,44 +100,41 @@ class Turns:
             except IndexError:
                 return
 
-    def next(
-        self, waiter: Any, box: Mailbox | None, stay: bool, delivered: int, failed: ListenCall | None
-    ) -> tuple[Mailbox, Entry] | None:
-        """End the turn of `box`, and wait for the next one; None where the worker has to end. Without the lock.
-
-        `stay`: the next turn may be of the same mailbox. `delivered` calls were made; `failed` is the call of
-        `on_listen` that raised.
-        """
+    def next(self, worker: Worker) -> tuple[Mailbox, Entry] | None:
+        """End the worker's turn, and wait for the next one; None where it has to end. Without the lock."""
         while True:
+            box, worker.box = worker.box, None  # while it waits, a worker keeps nothing alive
             seconds = -1.0
             with self.lock:
-                self.delivered += delivered
+                self.delivered += worker.delivered
                 found: tuple[Mailbox, Entry] | None = None
                 if box is not None:
-                    if stay and failed is None and box.entries:
+                    if worker.stays and worker.failed is None and box.entries:
                         box.done()
                         if box.take():
                             found = box, box.hand  # type: ignore[assignment]
                     if found is None:
-                        self._end(box, failed)
-                found = found or self._take()
+                        self._end(box, worker.failed)
+                worker.delivered, worker.failed = 0, None
+                if found is None:
+                    worker.until, found = 0.0, self._take()
                 if found is None:
                     if not self.running:
                         return None
-                    self._idle.append(waiter)
+                    self._idle.append(worker.waiter)
                     if self._paused:
                         seconds = max(0.0, min(b.resume_at for b in self._paused) - monotonic())
             if box is not None:
                 self._after(box)
             if found is not None:
                 return found
-            box, delivered, failed = None, 0, None
-            if not waiter.acquire(timeout=seconds):
+            box = None
+            if not worker.waiter.acquire(timeout=seconds):
                 with self.lock:
-                    if waiter in self._idle:
-                        self._idle.remove(waiter)
+                    if worker.waiter in self._idle:
+                        self._idle.remove(worker.waiter)
                         continue
-                waiter.acquire()  # somebody is about to release it
+                worker.waiter.acquire()  # somebody is about to release it
 
     def release(self, box: Mailbox, failed: ListenCall | None = None) -> None:
         """End the turn of a mailbox on an event loop. Without the lock."""

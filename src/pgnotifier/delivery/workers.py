@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from _thread import allocate_lock
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -19,6 +18,7 @@ from .dispatcher import Dispatcher
 from .eventloops import EventLoops, awaits
 from .mailbox import MAX_TURN, Entry, Mailbox, Run
 from .posting import FAILED, UNKNOWN
+from .turns import Worker
 
 TURN_SECONDS = 0.005  # that a mailbox may keep a worker while others are waiting
 QUICK, SLOW = 0.002, 0.010  # seconds that one turn should take: more notifications at a time below, fewer above
@@ -63,45 +63,43 @@ class Workers:
         return threading.current_thread() in self._alive.values() or self._loops.has_caller()
 
     def _work(self, number: int) -> None:
-        dispatcher, waiter = self._dispatcher, allocate_lock()
-        waiter.acquire()
-        box: Mailbox | None = None
-        delivered, failed, end, stay = 0, None, 0.0, False
+        turns, worker = self._dispatcher.turns, Worker()
         while True:
-            found = dispatcher.turns.next(waiter, box, stay, delivered, failed)
-            if found is None:
-                with dispatcher.lock:
-                    if not dispatcher.turns.running:  # else it was started again meanwhile
-                        self._alive.pop(number, None)
-                        break
-                box = None
-                continue
-            began = perf_counter()
-            if found[0] is not box:
-                end = began + TURN_SECONDS
-            box, delivered, failed = found[0], 0, None
-            try:
-                hand, sub = found[1], box.sub
-                if sub is not None and sub.loop is not None and awaits(sub, hand):
-                    if self._ship(box, hand, sub):
-                        box = None
+            if (turn := turns.next(worker)) is None:
+                with self._dispatcher.lock:
+                    if turns.running:  # it was started again meanwhile
                         continue
-                    failed = hand if isinstance(hand, ListenCall) else None
-                elif isinstance(hand, ListenCall):
-                    failed = self._listen(box, hand, sub)
-                elif sub is not None:
-                    delivered = self._call(box, hand, sub)
+                    self._alive.pop(number, None)
+                    break
+            began = perf_counter()
+            worker.until = worker.until or began + TURN_SECONDS
+            try:
+                self._turn(worker, *turn)
             except BaseException as error:  # none of user code's, which is guarded
                 log(CRITICAL, "a worker met what it did not expect", error=error)
             ended = perf_counter()
             if ended - began < QUICK:
-                found[0].turn = min(MAX_TURN, found[0].turn * 2)
+                turn[0].turn = min(MAX_TURN, turn[0].turn * 2)
             elif ended - began > SLOW:
-                found[0].turn = max(1, found[0].turn // 2)
-            stay = ended < end
-        dispatcher.turns.bell.ring()
+                turn[0].turn = max(1, turn[0].turn // 2)
+            worker.stays = ended < worker.until
+            del turn  # it would keep the mailbox alive
+        turns.bell.ring()
 
     # -- calls -----------------------------------------------------------------------------------------------
+
+    def _turn(self, worker: Worker, box: Mailbox, hand: Entry) -> None:
+        sub = box.sub
+        worker.box = box
+        if sub is not None and sub.loop is not None and awaits(sub, hand):
+            if self._ship(box, hand, sub):
+                worker.box = None  # an event loop has it
+            elif isinstance(hand, ListenCall):
+                worker.failed = hand
+        elif isinstance(hand, ListenCall):
+            worker.failed = self._listen(box, hand, sub)
+        elif sub is not None:
+            worker.delivered = self._call(box, hand, sub)
 
     def _call(self, box: Mailbox, run: Run, subscription: Subscription) -> int:
         """Call the subscriber for each notification in hand; returns how many calls ended well."""
