@@ -1,7 +1,8 @@
 """Starts, stops and changes the listener. Owns the registry that is wanted.
 
 Only a listener thread touches a session. Callers record what they want under the state lock, the dispatcher's; where
-the server has to be told, they start the next listener thread and wait for its report. `NEXT` is the table of phases.
+the server has to be told, they start the next listener thread and wait for its report. `connection.NEXT` is
+the table of phases.
 """
 
 from __future__ import annotations
@@ -11,15 +12,24 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from enum import Enum
 from time import monotonic
 from typing import Any
 
 import psycopg
 
-from . import registry
+from . import registry, threads
 from .clock import now
-from .connection import Abandoned, Lifetime, Listener, Session
+from .connection import (
+    LISTENING,
+    RECONNECTING,
+    STOPPED,
+    STOPPING,
+    Abandoned,
+    Lifetime,
+    Listener,
+    Phase,
+    Session,
+)
 from .delivery import NOTHING, Dispatcher, Workers
 from .flag import Flag
 from .log import CRITICAL, ERROR, INFO, WARNING, describe, log
@@ -29,27 +39,6 @@ from .types import DbConf
 STOP_SECONDS = 0.5  # that `stop` waits for a thread that is asking for a name or a dbconf
 
 Step = Callable[[Registry], registry.Step]
-
-
-class Phase(Enum):
-    """What a notifier is doing."""
-
-    STOPPED = "there is no listener"
-    CONNECTING = "the first connection is being made"
-    LISTENING = "there is a session"
-    RECONNECTING = "the session was lost, and the next one is being made"
-    STOPPING = "the listener is being ended"
-
-
-STOPPED, CONNECTING, LISTENING, RECONNECTING, STOPPING = Phase
-
-NEXT: dict[Phase, frozenset[Phase]] = {
-    STOPPED: frozenset({CONNECTING}),
-    CONNECTING: frozenset({LISTENING, STOPPING, STOPPED}),
-    LISTENING: frozenset({RECONNECTING, STOPPING, STOPPED}),
-    RECONNECTING: frozenset({LISTENING, STOPPING, STOPPED}),
-    STOPPING: frozenset({STOPPED}),
-}
 
 
 class Request:
@@ -83,15 +72,25 @@ class Supervisor:
         self._dispatcher, self._workers, self._notify = dispatcher, workers, notify
         self._lock = dispatcher.lock
         self.registry: Registry = reg
-        self.phase: Phase = STOPPED
         self.life: Lifetime | None = None
         self.stopped: Flag = Flag(True)
         self.restarts: int = 0
         self.reconnects: int = 0
         self.last_error: str | None = None
-        self.since: datetime = now()
+        self._stopped_since = now()
         self._deferred: deque[Callable[[], object]] = deque()
         self._deferring = allocate_lock()
+
+    @property
+    def phase(self) -> Phase:
+        life = self.life
+        return STOPPED if life is None else life.phase
+
+    @property
+    def since(self) -> datetime:
+        """When this phase began."""
+        life = self.life
+        return self._stopped_since if life is None else life.since
 
     @property
     def running(self) -> bool:
@@ -105,12 +104,6 @@ class Supervisor:
         life = self.life
         return life.session if life is not None and not life.stopping else None
 
-    def _to(self, phase: Phase) -> None:
-        """Change the phase, under the lock. Raises `RuntimeError`, nothing changed, if `NEXT` does not allow it."""
-        if phase not in NEXT[self.phase]:
-            raise RuntimeError(f"a notifier can't go from {self.phase.name} to {phase.name}")
-        self.phase, self.since = phase, now()
-
     def _defer(self, call: Callable[[], object]) -> bool:
         """Have `call` made by a thread of its own if the current thread must not wait; returns whether that is so.
 
@@ -119,7 +112,7 @@ class Supervisor:
         if not (self._lock._is_owned() or Listener.runs_for(self)):
             return False
         self._deferred.append(call)
-        threading.Thread(target=self._catch_up, name="pgnotifier-change", daemon=True).start()
+        threads.start(threading.Thread(target=self._catch_up, name="pgnotifier-change", daemon=True))
         return True
 
     def _catch_up(self) -> None:
@@ -144,7 +137,7 @@ class Supervisor:
             with self._lock:
                 life = self.life
                 new, touched = step(self.registry)
-                live = life if autorun and self.phase is LISTENING else None
+                live = life if autorun and life is not None and life.phase is LISTENING else None
                 if live is None or not any(self._difference(live, new, touched, everything)):
                     self._commit(life, new, touched)
                 else:
@@ -265,7 +258,7 @@ class Supervisor:
         with self._lock:
             if life.stopping:
                 raise Abandoned("given up: the notifier was stopped")
-            self._to(LISTENING)
+            life.to(LISTENING)
             life.session, life.up_since, life.fresh = session, monotonic(), True
             reg = self.registry
             life.pending = {*registry.valid_channels(reg)}.symmetric_difference(session.active).difference(refused)
@@ -359,7 +352,7 @@ class Supervisor:
             life.session, life.down_since = None, monotonic()
             stopping = life.stopping
             if not stopping:
-                self._to(RECONNECTING)
+                life.to(RECONNECTING)
                 self.last_error = describe(error)
             waiting = self._record(listener)
         self._report(waiting)
@@ -431,10 +424,9 @@ class Supervisor:
                 with self._lock:
                     mine = self.life is None
                     if mine:
-                        self._to(CONNECTING)
-                        self.stopped.clear()
                         listener = life.listener = Listener(self, life)
-                        self.life = life
+                        self.life = life  # one assignment: Ctrl-C leaves a lifetime, or none
+                        self.stopped.clear()
                         self._dispatcher.begin()
                 if not mine:
                     life.close()
@@ -472,9 +464,9 @@ class Supervisor:
     def _finish(self, life: Lifetime, drain_until: float | None = None) -> None:
         """End a lifetime, and calls. Every step can be repeated, so an interrupted one is finished by the next."""
         with self._lock:
-            life.stopping, life.drains = True, drain_until is not None
-            if self.life is life and self.phase is not STOPPING:
-                self._to(STOPPING)
+            life.drains = drain_until is not None
+            if not life.stopping:
+                life.to(STOPPING)
             listener, orphaned, waiting = life.listener, life.listener is None, list[Request]()
             if listener is not None and not listener.begun:
                 waiting = self._record(listener)
@@ -516,8 +508,7 @@ class Supervisor:
             if self.life is not life:
                 return  # another thread was first
             self._dispatcher.halt(event, life.confirmed)
-            self._to(STOPPED)
-            self.life = None
+            self._stopped_since, self.life = now(), None
         self._dispatcher.turns.wake()
 
     def abandon(self) -> None:

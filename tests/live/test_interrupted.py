@@ -18,10 +18,12 @@ Conn = psycopg.Connection[Any]
 
 
 def once(f: Callable[..., Any], error: BaseException, after: bool = False) -> Callable[..., Any]:
-    """`f`, but `error` the first time, instead of it or after it."""
+    """`f`, but `error` the first time that the main thread calls it, instead of it or after it."""
     left = [error]
 
     def g(*args: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return f(*args, **options)
         if left and not after:
             raise left.pop()
         result = f(*args, **options)

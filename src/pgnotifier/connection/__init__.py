@@ -3,17 +3,22 @@
 from .aioloop import as_async
 from .backoff import delay
 from .connect import Server, connect
-from .listener import Lifetime, Listener
+from .lifetime import LISTENING, RECONNECTING, STOPPED, STOPPING, Lifetime, Phase
+from .listener import Listener
 from .sender import Sender, payload_bytes
-from .session import REFUSALS, Session
+from .session import Session
 from .waiting import Abandoned, CancelToken
 
 __all__ = [
-    "REFUSALS",
+    "LISTENING",
+    "RECONNECTING",
+    "STOPPED",
+    "STOPPING",
     "Abandoned",
     "CancelToken",
     "Lifetime",
     "Listener",
+    "Phase",
     "Sender",
     "Server",
     "Session",

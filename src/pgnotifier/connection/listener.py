@@ -10,24 +10,19 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from _thread import allocate_lock
 from collections import deque
-from dataclasses import dataclass, field
-from datetime import datetime
 from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
 import psycopg
 
-from ..clock import now
-from ..flag import Flag
+from .. import threads
 from ..log import CRITICAL, INFO, WARNING, describe, log
-from ..types import DbConf
 from . import backoff
-from .aioloop import new_loop
-from .session import Batch, Session
-from .waiting import Abandoned, CancelToken
+from .lifetime import Lifetime
+from .session import Session
+from .waiting import Abandoned
 
 NAME = "pgnotifier-listener"
 
@@ -61,52 +56,6 @@ class Owner(Protocol):
         """The thread ends; the last one of a lifetime closes what that holds."""
 
 
-@dataclass(eq=False)
-class Lifetime:
-    """What belongs to one `start` until its `stop`. Changed under the state lock, but for what a thread owns.
-
-    `turn` is held by the listener thread that runs `loop` and owns `session`. `listener` is the newest; `next` is the
-    same until it begins to make changes, and others may join. `pending` are names that may differ from the session's.
-    """
-
-    source: DbConf
-    heartbeat: float | None
-    retry_delay: tuple[float, float]
-    token: CancelToken = field(default_factory=CancelToken)
-    loop: asyncio.SelectorEventLoop = field(default_factory=new_loop)
-    turn: Any = field(default_factory=allocate_lock)
-    session: Session | None = None
-    listener: Listener | None = None
-    next: Listener | None = None
-    stopping: bool = False
-    fresh: bool = False  # a session was just published: close the difference without a request, too
-    pending: set[str] = field(default_factory=set)
-    started: Flag = field(default_factory=Flag)  # the first connection is there, or `error` says why not
-    ended: Flag = field(default_factory=Flag)  # everything is closed
-    error: BaseException | None = None
-    confirmed: datetime = field(default_factory=now)  # everything committed before had arrived at its end
-    drains: bool = False  # `rest`, what had arrived and found no room, is wanted
-    rest: deque[Batch] = field(default_factory=deque)
-    up_since: float = field(default_factory=monotonic)
-    down_since: float = field(default_factory=monotonic)
-    attempt: int = 0
-    open: list[bool] = field(default_factory=lambda: [True])
-
-    def close(self) -> None:
-        """Close what it holds, once. Its last thread, or the caller where no thread could be started."""
-        try:
-            self.open.pop()
-        except IndexError:
-            return
-        session, self.session = self.session, None
-        if session is not None:
-            session.close()
-        self.token.close()
-        self.loop.close()
-        self.started.set()
-        self.ended.set()
-
-
 class _Thread(threading.Thread):
     owner: Owner
 
@@ -133,7 +82,7 @@ class Listener:
 
     def start(self) -> None:
         """Start the thread. Raises what kept it from starting."""
-        self._thread.start()
+        threads.start(self._thread)
 
     @property
     def is_here(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from .. import threads
 from ..log import CRITICAL, ERROR, describe, log
 from ..registry import SYSCHAN, Subscription
 from .coverage import ListenCall
@@ -47,10 +48,9 @@ class Workers:
                 thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
                 self._alive[number] = thread
             try:
-                thread.start()
+                threads.start(thread)
             except BaseException:
-                if thread.ident is None:
-                    self._alive.pop(number, None)
+                self._alive.pop(number, None)  # if it has started, it ends at once
                 raise
 
     @property
@@ -63,14 +63,13 @@ class Workers:
         return threading.current_thread() in self._alive.values() or self._loops.has_caller()
 
     def _work(self, number: int) -> None:
-        turns, worker = self._dispatcher.turns, Worker()
-        while True:
+        turns, worker, me = self._dispatcher.turns, Worker(), threading.current_thread()
+        while self._alive.get(number) is me:
             if (turn := turns.next(worker)) is None:
                 with self._dispatcher.lock:
-                    if turns.running:  # it was started again meanwhile
-                        continue
-                    self._alive.pop(number, None)
-                    break
+                    if not turns.running:  # otherwise it was started again meanwhile
+                        self._alive.pop(number, None)
+                continue
             began = perf_counter()
             worker.until = worker.until or began + TURN_SECONDS
             try:

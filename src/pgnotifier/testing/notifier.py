@@ -12,13 +12,12 @@ from psycopg import Notify
 
 from .. import registry
 from ..clock import now
-from ..connection import Sender
+from ..connection import RECONNECTING, Sender
 from ..delivery import ListenCall
 from ..errors import UnknownChannel
 from ..gap import GRAVEST_FIRST, Gap, Reason
 from ..notifier import Notifier
 from ..payload import decode as default_decode
-from ..supervisor import RECONNECTING
 from ..types import Channels, DbConf, Decoder
 from ..validation import check_channels, check_dbconf, check_options
 from .backend import Door

@@ -1,0 +1,16 @@
+"""Starting a thread where Ctrl-C may come at any moment."""
+
+from __future__ import annotations
+
+import threading
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread. Raises what kept it from starting. After `KeyboardInterrupt` it may run, or begin to later."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        # `Thread.start` waits on a condition, which turns an interrupt in it into "release unlocked lock".
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
