@@ -46,6 +46,7 @@ class Request:
 
     def __init__(self, step: Step, everything: bool) -> None:
         self.step, self.everything = step, everything
+        self.awaited = True
         self.done = Flag()
         self.error: BaseException | None = None
 
@@ -142,6 +143,7 @@ class Supervisor:
                     self._commit(life, new, touched)
                 else:
                     request = Request(step, everything)
+                    request.awaited = live.next is None or not live.next.is_being_started
                     if live.next is None:
                         listener = live.next = live.listener = Listener(self, live)
                     live.next.requests.append(request)
@@ -153,7 +155,7 @@ class Supervisor:
             if listener is not None:
                 self._not_started(listener, error)
             raise
-        if request is not None:
+        if request is not None and request.awaited:
             request.done.wait()
             if request.error is not None:
                 raise request.error
@@ -248,6 +250,8 @@ class Supervisor:
         self._dispatcher.turns.wake()
         for request in waiting:
             request.done.set()
+            if request.error is not None and not request.awaited:
+                log(ERROR, "a change that interrupted another failed", error=request.error)
 
     def wanted(self) -> list[str]:
         """The channels that a new session has to listen to."""
@@ -414,6 +418,8 @@ class Supervisor:
         while (life := self.life) is not None and life.stopping:
             self._finish(life)  # a stop() that another thread has not finished, or that Ctrl-C interrupted
         if life is not None:
+            if life.listener is not None and life.listener.is_being_started:
+                return
             life.started.wait()
             if life.error is None:
                 self.change(nothing, True, everything=True)

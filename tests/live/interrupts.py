@@ -178,7 +178,7 @@ class Trial:
             status = self.n.status()
             if what == "pending" and status["pending"] == 0:
                 return True
-            if what == "threads" and not [t for t in threading.enumerate() if t.name.startswith("pgnotifier-")]:
+            if what != "pending" and not [t for t in threading.enumerate() if t.name.startswith(what)]:
                 return True
             time.sleep(0.001)
         return False
@@ -186,11 +186,13 @@ class Trial:
     def look(self, inner: str) -> None:
         """What must hold, whatever was interrupted."""
         n = self.n
+        if not self.settled("pgnotifier-change"):  # a change that interrupted another may take effect after it
+            self.problem("a change that interrupted another has not come to its end")
         if inner == "KeyboardInterrupt":
             n.stop()
             if n.is_running() or n.status()["connected"]:
                 self.problem("running after stop()")
-            if not self.settled("threads"):
+            if not self.settled("pgnotifier-"):
                 self.problem(f"threads left: {[t.name for t in threading.enumerate()]}")
             n.start()
         if n.is_running() and not self.hears():
@@ -226,7 +228,7 @@ def main() -> None:
         print(f"{inner} in {outer}: {done} hits", flush=True)
     faulthandler.dump_traceback_later(LIMIT, exit=True)
     trial.n.stop()
-    if not trial.settled("threads"):
+    if not trial.settled("pgnotifier-"):
         trial.problem("a thread is left")
     for text in trial.problems:
         print("PROBLEM", text, flush=True)

@@ -66,6 +66,7 @@ class Listener:
     def __init__(self, owner: Owner, life: Lifetime) -> None:
         self._owner, self.life, self.predecessor = owner, life, life.listener
         self.requests: deque[Any] = deque()
+        self._creator = threading.get_ident()
         self.begun = self.over = False
         self.ending = False  # asked to end by a successor
         self.cancelled = False  # it has not begun, and never will
@@ -83,6 +84,11 @@ class Listener:
     def start(self) -> None:
         """Start the thread. Raises what kept it from starting."""
         threads.start(self._thread)
+
+    @property
+    def is_being_started(self) -> bool:
+        """Whether the current thread is about to start it, in a call that this one interrupts, and can't wait for it."""
+        return not self.begun and self._creator == threading.get_ident()
 
     @property
     def is_here(self) -> bool:
