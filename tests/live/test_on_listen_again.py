@@ -18,6 +18,7 @@ from pgnotifier import Gap, Notifier
 
 Conn = psycopg.Connection[Any]
 
+
 def until(condition: Callable[[], object], timeout: float = 4.0) -> None:
     conftest.until(condition, timeout)
 

@@ -59,6 +59,8 @@ def remove(n: Notifier, channel: str, ids: list[Any]) -> None:
 
 
 HOW = [unsubscribe, remove]
+
+
 @pytest.mark.parametrize("traffic", ["none", "before", "before and after"])
 @pytest.mark.parametrize("another", [True, False])
 def test_unsubscribed(server: str, sender: Conn, channel: str, another: bool, traffic: str) -> None:

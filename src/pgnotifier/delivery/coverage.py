@@ -14,19 +14,20 @@ from ..gap import Gap, Reason, merge
 
 
 class ListenCall:
-    """A call of `on_listen` that stands in a mailbox: with a gap, or with None the first time."""
+    """A call of `on_listen` that stands in a mailbox: with a gap, or with None the first time.
 
-    __slots__ = ("channel", "gap")
-    channel: str
-    gap: Gap | None
+    `state` tells the subscription from a later one of the same id and channel; None where that makes no difference.
+    """
 
-    def __init__(self, channel: str, gap: Gap | None) -> None:
-        self.channel, self.gap = channel, gap
+    __slots__ = ("channel", "gap", "state")
+
+    def __init__(self, channel: str, gap: Gap | None, state: object = None) -> None:
+        self.channel, self.gap, self.state = channel, gap, state
 
     def merged(self, later: object) -> ListenCall | None:
         """One call in place of two with a gap on the same channel; None where `later` is anything else."""
         if isinstance(later, ListenCall) and later.channel == self.channel and self.gap and later.gap:
-            return ListenCall(self.channel, merge(self.gap, later.gap))
+            return ListenCall(self.channel, merge(self.gap, later.gap), self.state or later.state)
         return None
 
 
@@ -91,7 +92,7 @@ class Coverage:
         Otherwise the next call says what this one would have said.
         """
         state = self._states.get(call.channel, {}).get(id)
-        if state is None:
+        if state is None or call.state not in (None, state):
             return True
         if state.covered:
             return False
@@ -111,9 +112,9 @@ class Coverage:
         missed, state.missed = state.missed, None
         if not state.told:
             state.told = True
-            return ListenCall(channel, None)
+            return ListenCall(channel, None, state)
         return (
             None
             if missed is None
-            else ListenCall(channel, replace(missed, since=earliest(missed.since), until=until))
+            else ListenCall(channel, replace(missed, since=earliest(missed.since), until=until), state)
         )

@@ -21,7 +21,7 @@ from ..log import WARNING, log
 from ..registry import SYSCHAN, Channel, Registry, Subscription, Touched
 from .coverage import Coverage, ListenCall
 from .mailbox import IDLE, PAUSED, RUNNING, Entry, Mailbox, Run
-from .posting import ROOM_SHARE, Posting
+from .posting import Posting
 from .turns import Turns
 
 MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
@@ -209,7 +209,7 @@ class Dispatcher:
 
     def _after(self, box: Mailbox) -> None:
         """After each turn."""
-        if box.blocking and (box.room * ROOM_SHARE >= box.limit or not box.entries):
+        if box.blocking and box.has_room:
             self._on_room()
         if box in self.posting.late:
             self._announce()

@@ -74,9 +74,8 @@ class EventLoops:
             self._end(batch)  # it is through, void, or for another callback
             return
         batch.sub = sub
-        batch.begun = batch.items.popleft()
         try:
-            task = batch.loop.create_task(self._call(batch, sub, batch.begun))
+            task = batch.loop.create_task(self._call(batch, sub))
         except BaseException:
             self._end(batch)
             raise
@@ -86,9 +85,10 @@ class EventLoops:
         batch.begun = None
         self._step(batch)
 
-    async def _call(self, batch: Batch, sub: Subscription, item: Item) -> None:
+    async def _call(self, batch: Batch, sub: Subscription) -> None:
         box, channel = batch.box, batch.hand.channel
-        _, payload, pid = item
+        batch.begun = batch.items.popleft()  # not before: a task that is cancelled before it begins loses nothing
+        _, payload, pid = batch.begun
         try:
             if isinstance(payload, ListenCall):
                 batch.failed = payload

@@ -17,8 +17,9 @@ from .coverage import ListenCall
 
 MAX_TURN = 256  # notifications that are taken at a time
 FAST = 10_000  # notifications a second: the listener waits without limit for a subscriber that takes more
-GRACE_SECONDS = 0.02  # after which that is known
-RATE_SECONDS = 0.5  # over which it is measured
+GRACE_SECONDS = 0.05  # of being full, after which that is known
+RATE_SECONDS = 0.5  # of being full, over which it is measured
+ROOM_SHARE = 2  # the listener is woken when half of a full mailbox is free
 
 
 class State(Enum):
@@ -101,7 +102,6 @@ class Mailbox:
         "batch",
         "blocking",
         "entries",
-        "full_seen",
         "full_since",
         "full_taken",
         "hand",
@@ -109,7 +109,8 @@ class Mailbox:
         "id",
         "latest",
         "limit",
-        "rate",
+        "rate_seconds",
+        "rate_taken",
         "resume_at",
         "state",
         "sub",
@@ -136,9 +137,9 @@ class Mailbox:
         self.resume_at = 0.0  # monotonic seconds
         self.taken = 0
         self.blocking = False  # the listener waits for room here
-        self.full_since: float | None = None  # monotonic seconds, since it was not empty
-        self.full_taken, self.full_seen = 0, 0.0
-        self.rate: float | None = None  # notifications taken in a second, while it was full
+        self.full_since: float | None = None  # monotonic seconds
+        self.full_taken = 0
+        self.rate_seconds, self.rate_taken = 0.0, 0.0  # how long it was full, and how many were taken
         self.unannounced: dict[str, int] = {}  # by channel, what was dropped and no event has told
         self.announced = 0.0  # monotonic seconds of the last such event
 
@@ -155,17 +156,32 @@ class Mailbox:
     def room(self) -> int:
         return self.limit - self.waiting - self.held
 
-    def is_fast(self, moment: float) -> bool | None:
-        """Whether it empties faster than `FAST`, measured while it is full; None where that is not known yet."""
-        if self.full_since is None or moment - self.full_seen > RATE_SECONDS:
+    @property
+    def has_room(self) -> bool:
+        """Whether a full mailbox has room that is worth posting for."""
+        return not self.entries or self.room * ROOM_SHARE >= self.limit
+
+    def is_full(self, moment: float) -> None:
+        """The listener found no room."""
+        if self.full_since is None:
             self.full_since, self.full_taken = moment, self.taken
-        self.full_seen = moment
-        seconds, taken = moment - self.full_since, self.taken - self.full_taken
-        if seconds >= GRACE_SECONDS:
-            self.rate = taken / seconds
-        if seconds > RATE_SECONDS:
-            self.full_since, self.full_taken = moment - seconds / 2, self.taken - taken // 2
-        return None if self.rate is None else self.rate > FAST
+
+    def is_full_no_longer(self, moment: float) -> None:
+        """A turn has made room."""
+        if self.full_since is not None:
+            self.rate_seconds += moment - self.full_since
+            self.rate_taken += self.taken - self.full_taken
+            self.full_since = None
+            if self.rate_seconds > RATE_SECONDS:
+                self.rate_seconds, self.rate_taken = self.rate_seconds / 2, self.rate_taken / 2
+
+    def is_fast(self, moment: float) -> bool | None:
+        """Whether it empties faster than `FAST`, as long as it is full; None where that is not known yet."""
+        seconds, taken = self.rate_seconds, self.rate_taken
+        if self.full_since is not None:
+            seconds += moment - self.full_since
+            taken += self.taken - self.full_taken
+        return None if seconds < GRACE_SECONDS else taken > FAST * seconds
 
     # -- in ------------------------------------------------------------------------------------------------
 
@@ -197,6 +213,8 @@ class Mailbox:
     def tell_first(self, call: ListenCall) -> None:
         """Have `call` made before all that waits, together with one that waits for the same channel."""
         for place, entry in enumerate(self.entries):
+            if isinstance(entry, ListenCall) and entry.channel == call.channel and entry.gap is None:
+                return  # a first call covers everything before it
             both = call.merged(entry)
             if both is not None:
                 call = both
@@ -229,8 +247,6 @@ class Mailbox:
                     continue
                 self.held = size - 1
             self.hand, self.sub = entry, sub
-            if not entries:
-                self.full_since = None
             return True
         return False
 

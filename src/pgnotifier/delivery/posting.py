@@ -19,7 +19,6 @@ from ..registry import EMPTY, SYSCHAN, Registry
 from .mailbox import PAUSED, Decoded, Mailbox, Run
 from .patience import Patience
 
-ROOM_SHARE = 4  # the listener is woken when a quarter of a full mailbox is free
 LOOK_AGAIN = 0.02  # seconds after which the listener measures again how fast a full mailbox is emptied
 
 UNKNOWN: Any = object()  # a payload that has not been decoded
@@ -49,7 +48,7 @@ class Posting:
         if not self._blocking:
             return
         moment = monotonic()
-        slow = [box.is_fast(moment) is False for box in self._blocking]
+        slow = [box.full_since is not None and box.is_fast(moment) is False for box in self._blocking]
         for box in self._blocking:
             box.blocking = False
         self._blocking = []
@@ -64,7 +63,7 @@ class Posting:
         full: list[tuple[Mailbox, int]] = []  # and how many notifications each would get, at most
         fit = size
         for box in route[0]:
-            if box.limit - box.waiting - box.held < fit:
+            if box.limit - box.waiting - box.held < size:  # looked at in any case, so that all are measured at once
                 fit = self._reduce(box, fit, size, full)
         for box in route[1]:
             if box.room < 1 and channel not in box.latest:
@@ -76,7 +75,10 @@ class Posting:
         return route, fit
 
     def _reduce(self, box: Mailbox, fit: int, wanted: int, full: list[tuple[Mailbox, int]]) -> int:
+        if box.has_room and box.room > 0:
+            return min(fit, box.room)  # the rest may well fit next time
         moment = monotonic()
+        box.is_full(moment)
         fast = box.is_fast(moment)
         if box.state is not PAUSED and (fast is not False or self._patience.left(moment)):
             if not box.blocking:

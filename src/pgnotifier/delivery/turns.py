@@ -109,6 +109,8 @@ class Turns:
                 self.delivered += worker.delivered
                 found: tuple[Mailbox, Entry] | None = None
                 if box is not None:
+                    if box.full_since is not None and box.has_room:
+                        box.is_full_no_longer(monotonic())
                     if worker.stays and worker.failed is None and box.entries:
                         box.done()
                         if box.take():
@@ -140,6 +142,8 @@ class Turns:
         """End the turn of a mailbox on an event loop. Without the lock."""
         with self.lock:
             self._end(box, failed)
+            if box.has_room:
+                box.is_full_no_longer(monotonic())
         self.wake()
         self._after(box)
 
