@@ -1,6 +1,5 @@
 """Subscribe callbacks to PostgreSQL NOTIFY channels, from a thread of the library's own."""
 
-from .connection import as_async
 from .errors import (
     CannotListen,
     InvalidChannel,
@@ -9,6 +8,10 @@ from .errors import (
     UnknownChannel,
     UnknownSubscriber,
 )
+
+# The errors come first, because they say what to install where psycopg finds no libpq.
+# isort: split
+from .connection import as_async
 from .gap import Gap
 from .maps import assoc_in, dissoc_in, filterkv
 from .notifier import Notifier
@@ -30,3 +33,7 @@ __all__ = [
     "encode",
     "filterkv",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -87,7 +87,7 @@ class Listener:
 
     @property
     def is_being_started(self) -> bool:
-        """Whether the current thread is about to start it, in a call that this one interrupts, and can't wait for it."""
+        """Whether a call that this one interrupts is about to start it: then this thread can't wait for it."""
         return not self.begun and self._creator == threading.get_ident()
 
     @property

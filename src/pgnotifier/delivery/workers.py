@@ -124,10 +124,10 @@ class Workers:
                         continue
                 else:
                     payload = decoded.payloads[place]
-                    if payload is UNKNOWN or payload is FAILED:
-                        payload = self._shared(run, place)
-                        if payload is FAILED:
-                            continue
+                    if payload is UNKNOWN:
+                        payload = self._payload(run, place)
+                    if payload is FAILED:
+                        continue
                 result = fn(id, channel, payload, notification[2])
                 if result is not None:
                     refuse_coroutine(result)
@@ -138,24 +138,22 @@ class Workers:
                 self.fatally(box, error)
         return delivered
 
-    def _shared(self, run: Run, place: int) -> Any:
-        """The payload of a notification that several subscribers get, decoded by the first that needs it."""
-        decoded = run.decoded
-        assert decoded is not None
-        with decoded.lock:
-            payload = decoded.payloads[place]
-            if payload is UNKNOWN:
-                payload = self.payload(run, place)
-                decoded.payloads[place] = payload
-        return payload
+    def _payload(self, run: Run, place: int) -> Any:
+        """A payload, decoded by the first worker that needs it; FAILED, and reported, where it can't be decoded."""
+        decoded, text = run.decoded, run.notifications[place][1]
+        if decoded is not None:
+            if decoded.payloads[place] is UNKNOWN:
+                with decoded.lock:
+                    if decoded.payloads[place] is UNKNOWN:
+                        decoded.payloads[place] = self._decoded(run.channel, text)
+            return decoded.payloads[place]
+        return self._decoded(run.channel, text)
 
-    def payload(self, run: Run, place: int) -> Any:
-        """Decode one notification's payload; FAILED, and reported, where that can't be done."""
-        text = run.notifications[place][1]
+    def _decoded(self, channel: str, text: str) -> Any:
         try:
             return self._decode(text)
         except Exception as error:
-            self._undecodable(run.channel, text, error)
+            self._undecodable(channel, text, error)
             return FAILED
 
     def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription | None) -> ListenCall | None:
@@ -178,7 +176,7 @@ class Workers:
         items: list[tuple[int, Any, int]] = []
         if isinstance(hand, Run):
             for place in range(hand.start, hand.stop):
-                payload = self._shared(hand, place) if hand.decoded else self.payload(hand, place)
+                payload = self._payload(hand, place)
                 if payload is not FAILED:
                     items.append((place, payload, hand.notifications[place][2]))
         else:
