@@ -13,6 +13,8 @@ from typing import Any
 
 # CPython runs a signal handler only after the blocking call returns where the signal came just before the call. So
 # threads wait in slices: short at first, because a signal often answers what came before, and longer later.
+LONGEST = 1_000_000.0  # seconds that anything waits, eleven days: `poll` takes no more than 2**31 milliseconds
+
 FIRST_SLICE, LONGEST_SLICE = 0.01, 30.0  # seconds
 
 

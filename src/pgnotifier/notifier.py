@@ -22,7 +22,8 @@ from .connection import Sender, delay
 from .delivery import Dispatcher, Workers
 from .payload import decode as default_decode
 from .registry import Registry
-from .supervisor import Step, Supervisor, nothing
+from .shared import Step, nothing
+from .supervisor import Supervisor
 from .types import Callback, Channels, ChannelState, DbConf, Decoder, Deliver, OnListen, Status, SubscriberState
 from .validation import (
     check_channel,
@@ -162,11 +163,11 @@ class Notifier:
 
     def channels(self) -> dict[str, ChannelState]:
         """`{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`, a copy."""
-        return registry.channels_dict(self._supervisor.registry, self._listened())
+        return registry.channels_dict(self._supervisor.shared.registry, self._listened())
 
     def subscribers(self) -> dict[Hashable, SubscriberState]:
         """`{id: {"fn": latest, "channels": {channel: {"fn", "active", "mute", "sub_mute"}}}}`, a copy."""
-        return registry.subscribers_dict(self._supervisor.registry, self._listened())
+        return registry.subscribers_dict(self._supervisor.shared.registry, self._listened())
 
     def active_channels(self) -> list[str]:
         """The channels listened to now, sorted, without SYSCHAN."""
@@ -182,11 +183,11 @@ class Notifier:
 
     def muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers muted there."""
-        return registry.ids_by_channel(self._supervisor.registry, check_channels(channels), True)
+        return registry.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), True)
 
     def non_muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers not muted there."""
-        return registry.ids_by_channel(self._supervisor.registry, check_channels(channels), False)
+        return registry.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), False)
 
     # -- life cycle -----------------------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ class Notifier:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until stopped, for `timeout` seconds at most; whether it is stopped. Ctrl-C interrupts it."""
-        return self._supervisor.stopped.wait(None if timeout is None else check_timeout(timeout))
+        return self._supervisor.shared.stopped.wait(None if timeout is None else check_timeout(timeout))
 
     def status(self) -> Status:
         """Counters, which only grow, and state, as a plain dict.
@@ -239,9 +240,9 @@ class Notifier:
             "failed": counts["failed"],
             "dropped": counts["dropped"],
             "pending": counts["pending"],
-            "restarts": supervisor.restarts,
-            "reconnects": supervisor.reconnects,
-            "last_error": supervisor.last_error,
+            "restarts": supervisor.shared.restarts,
+            "reconnects": supervisor.shared.reconnects,
+            "last_error": supervisor.shared.last_error,
             "since": supervisor.since,
         }
 
@@ -281,7 +282,7 @@ class Notifier:
 
     def __valid_chans(self) -> PVector[str]:
         """The channels that should be listened to: not muted, with an unmuted subscriber; sorted."""
-        return registry.valid_channels(self._supervisor.registry)
+        return registry.valid_channels(self._supervisor.shared.registry)
 
     def __mute_chans(self, channels: Channels, b: bool) -> None:
         names = check_channels(channels)
@@ -293,7 +294,7 @@ class Notifier:
         self.__change(lambda reg: registry.mute_subscriber(reg, id, names, b), autorun=True)
 
     def __by_mute(self, channels: Channels, b: bool) -> list[str]:
-        names, reg = check_channels(channels), self._supervisor.registry
+        names, reg = check_channels(channels), self._supervisor.shared.registry
         return sorted(c for c, entry in reg.channels.items() if entry.mute == b and (not names or c in names))
 
     def _listened(self) -> Iterable[str]:
@@ -305,13 +306,13 @@ class Notifier:
             self.stop(0)
 
     def _wake(self) -> None:
-        self._supervisor.wake()
+        self._supervisor.listening.wake()
 
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""
         old = self._supervisor
         session = old.session
         self._dispatcher = self._dispatcher.for_child(now() if session is None else session.confirmed)
-        self._supervisor = self.__supervisor(old.registry)
+        self._supervisor = self.__supervisor(old.shared.registry)
         old.abandon()
         self._sender.abandon()

@@ -20,6 +20,8 @@ from .types import Callback, ChannelState, OnListen, SubscriberChannel, Subscrib
 
 SYSCHAN = "PGNOTIFIER"
 
+NO_CHANNELS: PMap[str, bool] = pmap()
+
 Touched = tuple[str, tuple[Hashable, ...] | None]  # a channel, and ids on it; None: all of them
 
 

@@ -11,11 +11,11 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 from .errors import InvalidChannel, shown
+from .flag import LONGEST
 from .registry import Subscription
 from .types import Callback, DbConf, OnListen
 
 MAX_CHANNEL_BYTES = 63
-LONGEST = 1_000_000.0  # seconds, eleven days: `poll` takes no more than 2**31 milliseconds
 
 
 def check_channel(name: object) -> str:

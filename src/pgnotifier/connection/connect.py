@@ -12,16 +12,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from random import shuffle
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ..types import DbConf
-from ..validation import LONGEST
+from ..flag import LONGEST
 from .conninfo import MISREAD, misread, unreadable
 from .waiting import Abandoned, CancelToken, Connection
+
+if TYPE_CHECKING:
+    from ..types import DbConf
 
 CONNECT_TIMEOUT = 10.0  # seconds for each address, where neither the user nor libpq's environment says otherwise
 NO_TIMEOUT = 130.0  # seconds: libpq's 0 means the socket's own time-out, as in psycopg

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import now
 from ..flag import Flag
-from ..types import DbConf
 from .aioloop import new_loop
-from .session import Batch, Session
+from .exchange import Batch
+from .session import Session
 from .waiting import CancelToken
 
 if TYPE_CHECKING:
+    from ..types import DbConf
     from .listener import Listener
 
 

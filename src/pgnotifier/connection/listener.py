@@ -13,16 +13,18 @@ import threading
 from collections import deque
 from math import inf
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 
 from .. import threads
 from ..log import CRITICAL, INFO, WARNING, describe, log
 from . import backoff
-from .lifetime import Lifetime
 from .session import Session
 from .waiting import Abandoned
+
+if TYPE_CHECKING:
+    from .lifetime import Lifetime
 
 NAME = "pgnotifier-listener"
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from ..errors import PayloadTooLong
 from ..payload import encode
-from ..types import DbConf
 from .connect import connect
 from .waiting import CancelToken, answer, ended
+
+if TYPE_CHECKING:
+    from ..types import DbConf
 
 MAX_PAYLOAD_BYTES = 7999
 END_TIME = 0.25  # seconds for a send in another thread to end when all is closed

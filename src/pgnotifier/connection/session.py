@@ -1,41 +1,32 @@
-"""One connection that listens, for that connection's life: open, listen, read, check, close.
+"""One connection that listens, for that connection's life: which channels it listens to, and whether it still does.
 
-One listener thread at a time touches it. Any thread can end a wait for the server, by the session's cancel token.
+One listener thread at a time touches it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from math import inf
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import pq
 from pyrsistent import PMap, pmap
 
 from ..clock import now
 from ..errors import CannotListen
-from ..types import DbConf
 from .connect import connect
-from .waiting import CancelToken, answer, checked, lost
+from .exchange import ANSWER_SECONDS, Exchange, quote
+from .waiting import CancelToken, answer
 
-ANSWER_SECONDS = 10.0  # for the server to answer a change of channels, without a heartbeat (guarantee 10)
+if TYPE_CHECKING:
+    from ..types import DbConf
+
 PROOF_SECONDS = 2.0  # for a notification to come through a pooler
-MANY = 10_000  # notifications that may wait for the answer to a change; more are handed over before it
-BACKLOG_BYTES = 16_000_000  # of notifications, about, that are read while mailboxes have no room for them
-OVERHEAD_BYTES = 100  # of each, about, without its payload
 
 # How a server refuses a name that its encoding cannot hold.
 REFUSALS = (psycopg.DataError, psycopg.ProgrammingError)
-
-# A process that notifies signals the listeners just after its commit: so much earlier than the question.
-SIGNAL_TIME = timedelta(milliseconds=250)
 
 # What a session must still be: the same server process, listening to as many channels.
 # Everything has its schema, lest the search_path of a role or database makes it anything else (guarantee 12).
@@ -47,47 +38,19 @@ _CURE = b"SELECT pg_catalog.pg_notification_queue_usage()"
 _CURABLE = "58P01"
 
 
-def quote(name: str) -> str:
-    """A channel's name as a quoted identifier: exactly as given, and no SQL can be in it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-@dataclass(slots=True)
-class Batch:
-    """Notifications that were read together. Everything committed before `since` had been read before them."""
-
-    notifications: list[Any]
-    since: datetime
-
-
-class Session:
-    """A connection, the channels that the server was told to listen to, and what arrived and was not handed over.
-
-    `heartbeat` is in seconds, or None for never.
-    """
+class Session(Exchange):
+    """A connection, and `active`: the channels that the server was told to listen to. `pid` is the server process."""
 
     def __init__(self, source: DbConf, heartbeat: float | None, token: CancelToken) -> None:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
-        self._token, self._heartbeat = token, heartbeat
-        self._limit = ANSWER_SECONDS if heartbeat is None else heartbeat
-        self.backlog: deque[Batch] = deque()
-        self._backlog_bytes = 0
-        self._confirmed = now()
-        self._conn = connect(source, token)
+        super().__init__(source, heartbeat, token)
+        self.active: PMap[str, bool] = pmap()
+        self._heard = monotonic()
         try:
-            self.fileno: int = self._conn.fileno()
-            self._inode = os.fstat(self.fileno).st_ino
-            self._encrypted = self._conn.pgconn.ssl_in_use
-            self.active: PMap[str, bool] = pmap()
-            self._asked: tuple[float, datetime] | None = None  # when the check that is under way was sent
-            self._partial: list[Any] = []  # what has come of its answer
-            self._heard = self._answered = monotonic()
             self.pid: int = int(self._ask(CHECK)[-1].get_value(0, 0))
         except BaseException:
-            self._conn.close()
+            self.close()
             raise
-
-    # -- channels --------------------------------------------------------------------------------------------
 
     def listen(
         self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
@@ -175,76 +138,6 @@ class Session:
         self.listen((), [channel])
         self.backlog.clear()  # nothing else was listened to
 
-    # -- notifications ---------------------------------------------------------------------------------------
-
-    @property
-    def confirmed(self) -> datetime:
-        """Everything committed before that moment has arrived and was handed over.
-
-        It is when the last question that was answered was sent: notifications and answers come in order. Any thread.
-        """
-        try:
-            return self.backlog[0].since
-        except IndexError:
-            return self._confirmed
-
-    @property
-    def has_room(self) -> bool:
-        """Whether to read on while notifications wait that no mailbox has room for."""
-        return self._backlog_bytes < BACKLOG_BYTES
-
-    def read(self) -> bool:
-        """Add all that has arrived to the backlog, without waiting; returns whether there was anything.
-
-        Raises `psycopg.Error` when the connection is lost. What had arrived is in the backlog then, too.
-        """
-        batch: list[Any] = []
-        since = self._confirmed
-        try:
-            batch += self._conn.notifies(timeout=0)
-            if self._encrypted:
-                # A decrypted rest can wait in the TLS layer while the socket is silent: twice is enough for a record.
-                self._conn.pgconn.consume_input()
-                self._take(batch)
-                self._conn.pgconn.consume_input()
-                self._take(batch)
-            if self._asked is not None:
-                self._hear(batch)
-            elif not batch and self._conn.pgconn.status == pq.ConnStatus.BAD:
-                raise psycopg.OperationalError("the connection was lost")
-        except BaseException as error:
-            self._take(batch)
-            if isinstance(error, psycopg.Error):
-                raise self._reason(error) from None
-            raise
-        finally:
-            self._keep(batch, since)
-        return bool(batch)
-
-    def handed_over(self, count: int) -> None:
-        """The first `count` notifications of the oldest batch have gone into mailboxes."""
-        batch = self.backlog[0]
-        if count < len(batch.notifications):
-            del batch.notifications[:count]
-            return
-        self.backlog.popleft()
-        if not self.backlog:
-            self._backlog_bytes = 0
-
-    def _keep(self, batch: list[Any], since: datetime) -> None:
-        if batch:
-            if self.backlog:
-                self._backlog_bytes += sum(OVERHEAD_BYTES + len(n.payload) for n in batch)
-            self.backlog.append(Batch(batch, since))
-
-    def _take(self, into: list[Any]) -> None:
-        pgconn = self._conn.pgconn
-        with contextlib.suppress(psycopg.Error):  # closed
-            while (n := pgconn.notifies()) is not None:
-                into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
-
-    # -- questions -------------------------------------------------------------------------------------------
-
     def check(self, heard: bool) -> float:
         """Ask the server where that is due; `heard` says whether bytes have come since the last call.
 
@@ -269,75 +162,6 @@ class Session:
             raise psycopg.OperationalError(f"no answer from the server within {self._heartbeat:g} seconds")
         return overdue
 
-    def _ask(self, sql: bytes, relieve: Callable[[], float] | None = None) -> list[Any]:
-        """Send a query and wait for its answer; notifications that come meanwhile are added to the backlog."""
-        deadline, arrived = monotonic() + self._limit, list[Any]()
-
-        def keep() -> None:
-            self._take(arrived)
-            self._keep(list(arrived), self._confirmed)
-            arrived.clear()
-
-        def after_read() -> None:
-            self._take(arrived)
-            if relieve is not None and len(arrived) >= MANY:
-                keep()
-                while (seconds := relieve()) and not self.has_room:
-                    self._token.wait(monotonic() + seconds)
-
-        try:
-            if self._asked is not None:  # a check is under way: its answer comes first
-                results = self._partial + answer(self._conn, self._token, deadline, self._limit, after_read)
-                keep()  # before what proves that they have come
-                self._judge(results)
-            sent = now()
-            self._send(sql)
-            results = answer(self._conn, self._token, deadline, self._limit, after_read)
-            keep()
-            self._confirm(sent)
-            return results
-        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege) as error:
-            raise self._reason(error) from None
-        finally:
-            keep()
-
-    def _send(self, sql: bytes = b"") -> None:
-        """Send `sql`, and what the socket did not take before."""
-        try:
-            if sql:
-                self._conn.pgconn.send_query(sql)
-            self._conn.pgconn.flush()
-        except psycopg.OperationalError as error:
-            raise self._reason(error) from None
-
-    def _reason(self, error: psycopg.Error) -> psycopg.Error:
-        """What to raise for `error`: with the server's own reason, or with what to do."""
-        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-            return CannotListen(
-                f"{error}; a standby cannot listen: connect to the primary, for example with "
-                "target_session_attrs=read-write"
-            )
-        if isinstance(error, psycopg.errors.InsufficientPrivilege):  # LISTEN itself needs none
-            user = quote((self._conn.pgconn.user or b"").decode(errors="replace"))
-            return CannotListen(
-                f"{error}; give it back: GRANT EXECUTE ON FUNCTION pg_catalog.pg_backend_pid(), "
-                f"pg_catalog.pg_listening_channels(), pg_catalog.pg_notification_queue_usage() TO {user}"
-            )
-        if isinstance(error, psycopg.OperationalError):
-            return lost(self._conn, error, self._partial)
-        return error
-
-    def _hear(self, batch: list[Any]) -> None:
-        """Read as much of a check's answer as has come, and the notifications behind it."""
-        pgconn = self._conn.pgconn
-        while not pgconn.is_busy():
-            result = pgconn.get_result()
-            self._take(batch)
-            if result is None:
-                self._judge(checked(self._conn, self._partial))
-                return
-            self._partial.append(result)
-
     def _judge(self, results: list[Any]) -> None:
         """Compare a check's answer with what the session should be."""
         asked, self._asked, self._partial = self._asked, None, []
@@ -350,18 +174,3 @@ class Session:
                 f"{self.pid}): a pooler in transaction mode, or an UNLISTEN; connect to PostgreSQL directly, or pool "
                 "by session"
             )
-
-    def _confirm(self, sent: datetime) -> None:
-        self._confirmed = sent - SIGNAL_TIME
-        self._answered = monotonic()
-
-    # -- the end ---------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        self._conn.close()
-
-    def abandon(self) -> None:
-        """In a forked child: close the child's handle; the server and the parent do not notice."""
-        with contextlib.suppress(OSError):
-            if os.fstat(self.fileno).st_ino == self._inode:  # the number may name another file by now
-                os.close(self.fileno)

@@ -1,7 +1,7 @@
 """Who is called: mailboxes, what each subscription has heard, and the threads and event loops that make calls."""
 
 from .coverage import ListenCall
-from .dispatcher import NOTHING, Dispatcher
+from .dispatcher import Dispatcher
 from .workers import Workers
 
-__all__ = ["NOTHING", "Dispatcher", "ListenCall", "Workers"]
+__all__ = ["Dispatcher", "ListenCall", "Workers"]

@@ -13,20 +13,20 @@ from operator import itemgetter
 from time import monotonic
 from typing import Any
 
-from pyrsistent import PMap, pmap
+from pyrsistent import PMap
 
 from ..clock import now
 from ..gap import Gap, Reason
 from ..log import WARNING, log
-from ..registry import SYSCHAN, Channel, Registry, Subscription, Touched
+from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Subscription, Touched
 from .coverage import Coverage, ListenCall
-from .mailbox import IDLE, PAUSED, RUNNING, Entry, Mailbox, Run
+from .mailbox import IDLE, PAUSED, RUNNING, Mailbox
 from .posting import Posting
+from .runs import Entry, Run
 from .turns import Turns
 
 MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
 ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow
-NOTHING: PMap[str, bool] = pmap()
 
 _channel = itemgetter(0)  # of a psycopg.Notify
 
@@ -46,7 +46,7 @@ class Dispatcher:
         self.boxes: dict[Hashable, Mailbox] = {}
         self.turns = Turns(self.lock, delay, self._give_back, self._forget, self._after)
         self.posting = Posting(self.boxes, self.turns.add)
-        self.active: PMap[str, bool] = NOTHING  # the channels that are listened to
+        self.active: PMap[str, bool] = NO_CHANNELS  # the channels that are listened to
         self.failed = 0
 
     # -- the registry that calls follow ---------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Dispatcher:
     def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
         """Nothing is listened to any more; everything committed before `confirmed` has been received."""
         with self.lock:
-            self.active = NOTHING
+            self.active = NO_CHANNELS
             self.coverage.lose(reason, confirmed, now(), error)
 
     # -- what arrives ----------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Dispatcher:
         with self.lock:
             if self.running:
                 moment = now()
-                self.active = NOTHING
+                self.active = NO_CHANNELS
                 self.coverage.lose("stopped", confirmed, moment)
                 for box in tuple(self.boxes.values()):
                     for name in tuple(box.subs):

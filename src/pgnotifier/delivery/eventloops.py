@@ -12,12 +12,13 @@ from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from ..registry import Subscription
 from .coverage import ListenCall
-from .dispatcher import Dispatcher
-from .mailbox import AWAITING, RUNNING, Entry, Mailbox, Run
+from .mailbox import AWAITING, RUNNING, Mailbox
+from .runs import Entry, Run
 
 if TYPE_CHECKING:
+    from ..registry import Subscription
+    from .dispatcher import Dispatcher
     from .workers import Workers
 
 Item = tuple[int, Any, int]  # place in the run, payload and pid; or 0, a ListenCall and 0

@@ -6,14 +6,17 @@ No threads, no clock and no user code here. `NEXT` is the table of a mailbox's s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..gap import Gap
-from ..registry import Subscription
 from .coverage import ListenCall
+from .runs import Entry, Latest, Run
+
+if TYPE_CHECKING:
+    from ..registry import Subscription
 
 MAX_TURN = 256  # notifications that are taken at a time
 FAST = 10_000  # notifications a second: the listener waits without limit for a subscriber that takes more
@@ -41,52 +44,6 @@ NEXT: dict[State, frozenset[State]] = {
     AWAITING: frozenset({IDLE, READY, PAUSED, RUNNING}),  # RUNNING: the event loop was found closed
     PAUSED: frozenset({READY}),
 }
-
-
-class Decoded:
-    """The payloads of a run that several subscribers share, each decoded by the first worker that needs it."""
-
-    __slots__ = ("lock", "payloads")
-
-    def __init__(self, payloads: list[Any], lock: Any) -> None:
-        self.payloads, self.lock = payloads, lock
-
-
-class Run:
-    """Notifications on one channel that arrived together: one object for all its subscribers.
-
-    `notifications[start:stop]` is the run. Everything committed before `since` had been received when it was posted.
-    """
-
-    __slots__ = ("channel", "decoded", "notifications", "since", "start", "stop")
-
-    def __init__(
-        self,
-        channel: str,
-        notifications: Sequence[Any],
-        since: datetime,
-        decoded: Decoded | None,
-        start: int,
-        stop: int,
-    ) -> None:
-        self.channel, self.notifications, self.since, self.decoded = channel, notifications, since, decoded
-        self.start, self.stop = start, stop
-
-    def part(self, start: int, stop: int) -> Run:
-        return Run(self.channel, self.notifications, self.since, self.decoded, start, stop)
-
-
-class Latest(Run):
-    """A run of one notification whose place newer ones of the channel take while it waits (`deliver="latest"`)."""
-
-    __slots__ = ()
-
-    def replace(self, run: Run) -> None:
-        self.notifications, self.decoded = run.notifications, run.decoded
-        self.start, self.stop = run.stop - 1, run.stop
-
-
-Entry = Run | ListenCall
 
 
 class Mailbox:

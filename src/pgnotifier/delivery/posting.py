@@ -16,13 +16,11 @@ from psycopg import Notify
 
 from ..clock import now
 from ..registry import EMPTY, SYSCHAN, Registry
-from .mailbox import PAUSED, Decoded, Mailbox, Run
+from .mailbox import PAUSED, Mailbox
 from .patience import Patience
+from .runs import UNKNOWN, Decoded, Run
 
 LOOK_AGAIN = 0.02  # seconds after which the listener measures again how fast a full mailbox is emptied
-
-UNKNOWN: Any = object()  # a payload that has not been decoded
-FAILED: Any = object()  # a payload that can't be
 
 Route = tuple[tuple[Mailbox, ...], tuple[Mailbox, ...]]  # mailboxes that want everything, and only the latest
 

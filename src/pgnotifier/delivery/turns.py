@@ -13,7 +13,8 @@ from typing import Any
 
 from ..flag import Bell
 from .coverage import ListenCall
-from .mailbox import IDLE, PAUSED, READY, RUNNING, Entry, Mailbox
+from .mailbox import IDLE, PAUSED, READY, RUNNING, Mailbox
+from .runs import Entry
 
 
 class Worker:

@@ -9,17 +9,20 @@ import inspect
 import threading
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import threads
 from ..log import CRITICAL, ERROR, describe, log
-from ..registry import SYSCHAN, Subscription
+from ..registry import SYSCHAN
 from .coverage import ListenCall
-from .dispatcher import Dispatcher
 from .eventloops import EventLoops, awaits
-from .mailbox import MAX_TURN, Entry, Mailbox, Run
-from .posting import FAILED, UNKNOWN
+from .mailbox import MAX_TURN, Mailbox
+from .runs import FAILED, UNKNOWN, Entry, Run
 from .turns import Worker
+
+if TYPE_CHECKING:
+    from ..registry import Subscription
+    from .dispatcher import Dispatcher
 
 TURN_SECONDS = 0.005  # that a mailbox may keep a worker while others are waiting
 QUICK, SLOW = 0.002, 0.010  # seconds that one turn should take: more notifications at a time below, fewer above

@@ -123,7 +123,7 @@ class MemoryNotifier(Notifier):
         names = check_channels(channels)
         reach(self.server, self, monotonic() + 5.0)
         moment = now()
-        reg = self._supervisor.registry
+        reg = self._supervisor.shared.registry
         calls = []
         for name in names or tuple(reg.channels):
             entry = reg.channels.get(name)
@@ -157,3 +157,6 @@ class MemoryNotifier(Notifier):
                 self._passed.update(marks)
                 self.server.changed.notify_all()
         return taken, seconds
+
+
+MemoryServer._notifier_class = MemoryNotifier

@@ -42,6 +42,8 @@ class MemoryServer(Backend):
     At the end of a `with` block it is closed. Any method may be called from any thread.
     """
 
+    _notifier_class: type[MemoryNotifier]  # set where that is defined
+
     def __init__(self) -> None:
         super().__init__()
         self._notifiers: WeakSet[MemoryNotifier] = WeakSet()
@@ -61,9 +63,8 @@ class MemoryServer(Backend):
     @cached_property
     def Notifier(self) -> type[MemoryNotifier]:
         """`MemoryNotifier` on this server, constructed and used as `pgnotifier.Notifier` is."""
-        from .notifier import MemoryNotifier
-
-        return type("Notifier", (MemoryNotifier,), {"_default_server": self, "__doc__": MemoryNotifier.__doc__})
+        base = self._notifier_class
+        return type("Notifier", (base,), {"_default_server": self, "__doc__": base.__doc__})
 
     def notifiers(self) -> list[MemoryNotifier]:
         """Those that were constructed on it and are still referred to."""

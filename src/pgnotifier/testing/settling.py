@@ -38,7 +38,7 @@ def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
 
 def _seen(server: MemoryServer, notifiers: list[MemoryNotifier]) -> Any:
     """What is different after anything was sent, called or changed."""
-    state = {id(n): (id(n._supervisor.registry), n._received, n._dispatcher.counts()) for n in notifiers}
+    state = {id(n): (id(n._supervisor.shared.registry), n._received, n._dispatcher.counts()) for n in notifiers}
     return server.commits, state
 
 
