@@ -20,10 +20,18 @@ from .shared import Request, Shared, nothing
 
 
 class Listening:
-    """The owner of listener threads. `notify(batch, since)` puts notifications into mailboxes."""
+    """The owner of listener threads. `notify(batch, since)` puts notifications into mailboxes.
 
-    def __init__(self, shared: Shared, notify: Callable[[list[Any], datetime], tuple[int, float]]) -> None:
-        self.shared, self.notify = shared, notify
+    `start_workers()` comes before the first session is published, so that a failed start leaves no thread behind.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        notify: Callable[[list[Any], datetime], tuple[int, float]],
+        start_workers: Callable[[], object],
+    ) -> None:
+        self.shared, self.notify, self._start_workers = shared, notify, start_workers
 
     def may_begin(self, listener: Listener) -> bool:
         """Whether the thread has something to do; if so, its predecessor has been asked to end."""
@@ -47,6 +55,8 @@ class Listening:
 
     def publish(self, life: Lifetime, session: Session, refused: dict[str, psycopg.Error]) -> None:
         """Have calls follow a new session. Raises `Abandoned` where the notifier was stopped meanwhile."""
+        if not life.started.is_set():
+            self._start_workers()
         with self.shared.lock:
             if life.stopping:
                 raise Abandoned("given up: the notifier was stopped")

@@ -44,7 +44,7 @@ class Supervisor:
         self._options = (source, heartbeat, retry_delay)
         self._workers = workers
         self.shared: Shared = Shared(dispatcher, reg)
-        self.listening: Listening = Listening(self.shared, notify)
+        self.listening: Listening = Listening(self.shared, notify, workers.start)
         self._deferred: deque[Callable[[], object]] = deque()
         self._deferring = allocate_lock()
 
@@ -150,36 +150,39 @@ class Supervisor:
             return
         while (life := self.shared.life) is not None and life.stopping:
             self._finish(life)  # a stop() that another thread has not finished, or that Ctrl-C interrupted
-        if life is not None:
-            if life.listener is not None and life.listener.is_being_started:
-                return
-            life.started.wait()
-            if life.error is None:
-                self.change(nothing, True, everything=True)
-                return
-        else:
-            life = Lifetime(*self._options)
-            try:
-                with self.shared.lock:
-                    mine = self.shared.life is None
-                    if mine:
-                        listener = life.listener = Listener(self.listening, life)
-                        self.shared.life = life  # one assignment: Ctrl-C leaves a lifetime, or none
-                        self.shared.stopped.clear()
-                        self.shared.dispatcher.begin()
-                if not mine:
-                    life.close()
-                    self.start()
-                    return
-                self._workers.start()
+        if life is None:
+            self._begin()
+        elif life.listener is None or not life.listener.is_being_started:  # by a call that this one interrupts
+            self._await_start(life)
+            self.change(nothing, True, everything=True)
+
+    def _begin(self) -> None:
+        shared, life = self.shared, Lifetime(*self._options)
+        listener = Listener(self.listening, life)
+        try:
+            with shared.lock:
+                mine = shared.life is None
+                if mine:
+                    life.listener = listener
+                    shared.life = life  # one assignment: Ctrl-C leaves a lifetime, or none
+                    shared.stopped.clear()
+                    shared.dispatcher.begin()
+            if mine:
                 listener.start()
-                life.started.wait()
-            except BaseException:
-                if self.shared.life is life:
-                    self._finish(life)
-                else:
-                    life.close()
-                raise
+                self._await_start(life)
+                return
+        except BaseException:
+            if shared.life is life:
+                self._finish(life)
+            life.close()
+            listener.join(STOP_SECONDS)
+            raise
+        life.close()
+        self.start()  # another thread was first
+
+    @staticmethod
+    def _await_start(life: Lifetime) -> None:
+        life.started.wait()
         if life.error is not None and not (life.stopping and isinstance(life.error, Abandoned)):
             life.ended.wait(STOP_SECONDS)
             raise life.error

@@ -160,7 +160,7 @@ def test_refused_calls_change_nothing(server: str) -> None:
     """Contract 12."""
     with Notifier(server) as n:
         n.subscribe(1, "a", print)
-        before = n.channels(), n.subscribers(), n._supervisor.registry
+        before = n.channels(), n.subscribers(), n._supervisor.shared.registry
         calls: list[tuple[type[BaseException], Any]] = [
             (InvalidChannel, lambda: n.subscribe(1, "", print)),
             (InvalidChannel, lambda: n.add_channels(["ok", "x" * 64])),
@@ -179,8 +179,8 @@ def test_refused_calls_change_nothing(server: str) -> None:
         for error, call in calls:
             with pytest.raises(error):
                 call()
-        assert (n.channels(), n.subscribers(), n._supervisor.registry) == before
-        assert n._supervisor.registry is before[2]
+        assert (n.channels(), n.subscribers(), n._supervisor.shared.registry) == before
+        assert n._supervisor.shared.registry is before[2]
 
 
 def test_a_name_the_server_refuses(server: str) -> None:

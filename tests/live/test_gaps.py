@@ -221,7 +221,7 @@ def test_an_idle_notifier_wakes_for_its_heartbeat_only(server: str, channel: str
     """Contract 5 and 15: no system call between heartbeats."""
     with Notifier(server, heartbeat=1.0) as n:
         n.subscribe(1, channel, print)
-        loop = n._supervisor.life.loop
+        loop = n._supervisor.shared.life.loop
         turns = 0
         run_once = loop._run_once
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import until
 from pgnotifier import Notifier
 from pgnotifier.connection import CancelToken, Session
+from pgnotifier.shared import Shared
 from pgnotifier.supervisor import Supervisor
 
 Conn = psycopg.Connection[Any]
@@ -42,7 +43,7 @@ def heard(n: Notifier, sender: Conn, channel: str) -> None:
     until(lambda: got == [1])
 
 
-@pytest.mark.parametrize("step", ["_commit", "_difference"])
+@pytest.mark.parametrize("step", ["commit", "difference"])
 @pytest.mark.parametrize("how", ["unsubscribe", "mute_channels"])
 def test_ctrl_c_in_a_change(
     server: str, sender: Conn, channel: str, how: str, step: str, monkeypatch: pytest.MonkeyPatch
@@ -51,7 +52,7 @@ def test_ctrl_c_in_a_change(
     with Notifier(server) as n:
         n.subscribe(1, channel, print)
         with monkeypatch.context() as patch:
-            patch.setattr(Supervisor, step, once(getattr(Supervisor, step), KeyboardInterrupt()))
+            patch.setattr(Shared, step, once(getattr(Shared, step), KeyboardInterrupt()))
             try:
                 n.unsubscribe(1, channel) if how == "unsubscribe" else n.mute_channels(channel)
             except KeyboardInterrupt:
@@ -69,8 +70,10 @@ def test_ctrl_c_in_start_leaves_nothing_half_begun(
     """Guarantee 5: is_running() is false, and the next start() begins."""
     with Notifier(server) as n:
         n.stop()
-        for name in ("start", "begin"):
-            target = {"start": "pgnotifier.delivery.Workers", "begin": "pgnotifier.delivery.Dispatcher"}[name]
+        for target, name in (
+            ("pgnotifier.connection.Listener", "start"),
+            ("pgnotifier.delivery.Dispatcher", "begin"),
+        ):
             with monkeypatch.context() as patch:
                 patch.setattr(f"{target}.{name}", once(lambda *_: None, KeyboardInterrupt()))
                 with pytest.raises(KeyboardInterrupt):
@@ -81,14 +84,14 @@ def test_ctrl_c_in_start_leaves_nothing_half_begun(
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("step", ["_finish", "_end"])
+@pytest.mark.parametrize(("owner", "step"), [(Supervisor, "_finish"), (Shared, "end")])
 def test_ctrl_c_in_stop_is_made_good_by_the_next(
-    server: str, sender: Conn, channel: str, after: bool, step: str, monkeypatch: pytest.MonkeyPatch
+    server: str, sender: Conn, channel: str, after: bool, owner: type, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guarantee 11: nothing stays open, and no thread is left."""
     n = Notifier(server)
     pid = n.status()["pid"]
-    monkeypatch.setattr(Supervisor, step, once(getattr(Supervisor, step), KeyboardInterrupt(), after))
+    monkeypatch.setattr(owner, step, once(getattr(owner, step), KeyboardInterrupt(), after))
     with pytest.raises(KeyboardInterrupt):
         n.stop()
     n.stop()

@@ -23,7 +23,10 @@ def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
     while True:
         notifiers = server.notifiers()
         if any(n._supervisor.in_a_callback() for n in notifiers):
-            raise RuntimeError("settle() in a callback would wait for that callback itself")
+            raise RuntimeError(
+                "settle() in a callback would wait for that callback itself; on an event loop's thread use "
+                "`await asyncio.to_thread(server.settle)`"
+            )
         before = _seen(server, notifiers)
         for n in notifiers:
             reach(server, n, deadline)
