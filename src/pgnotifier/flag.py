@@ -24,6 +24,11 @@ class Bell:
     def __init__(self) -> None:
         self._waiters: list[Any] = []
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a thread waits."""
+        return bool(self._waiters)
+
     def ring(self) -> None:
         """Have every waiting thread look at its condition. From any thread, also in a signal handler."""
         for waiter in tuple(self._waiters):

@@ -5,7 +5,7 @@ Everything is changed under the state lock, the dispatcher's; readers take none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class Shared:
         new: Registry,
         touched: Iterable[Touched],
         changed: Iterable[str] = (),
-        refused: Iterable[str] = (),
+        refused: Container[str] = (),
     ) -> None:
         """Make `new` the registry, under the lock; `changed` channels are listened to since, or no longer."""
         self.registry = new
@@ -78,8 +78,11 @@ class Shared:
         if life is None or session is None:
             self.dispatcher.commit(new, touched, now(), NO_CHANNELS)
             return
-        add, remove = self.difference(life, new, touched, False)
-        life.pending = {*add, *remove}.difference(refused)
+        for name, _ in touched:
+            if registry.is_valid(new, name) is (name in session.active) or name in refused or name == SYSCHAN:
+                life.pending.discard(name)
+            else:
+                life.pending.add(name)
         self.dispatcher.commit(new, touched, session.confirmed, session.active)
 
     def record(self, listener: Listener) -> list[Request]:

@@ -69,7 +69,7 @@ def _bare(dsn: str, payload: str, count: int) -> float:
 
 
 def _loop(dsn: str, payload: str, count: int) -> float:
-    from pgnotifier.connection.listener import new_loop
+    from pgnotifier.connection.aioloop import new_loop
 
     channel, loop = new_channel(), new_loop()
     with _listening(dsn, channel) as conn:

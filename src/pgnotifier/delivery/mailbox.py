@@ -194,8 +194,7 @@ class Mailbox:
                 size = entry.stop - entry.start
                 if self.latest and self.latest.get(entry.channel) is entry:
                     del self.latest[entry.channel]
-                most = min(self.turn, self.limit // 8 or 1)
-                if size > most:
+                if size > 1 and size > (most := min(self.turn, self.limit // 8 or 1)):
                     entries.appendleft(entry.part(entry.start + most, entry.stop))
                     entry, size = entry.part(entry.start, entry.start + most), most
                 self.waiting -= size

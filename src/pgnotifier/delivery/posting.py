@@ -16,7 +16,7 @@ from psycopg import Notify
 
 from ..clock import now
 from ..registry import EMPTY, SYSCHAN, Registry
-from .mailbox import PAUSED, Mailbox
+from .mailbox import IDLE, PAUSED, Mailbox
 from .patience import Patience
 from .runs import UNKNOWN, Decoded, Run
 
@@ -107,7 +107,8 @@ class Posting:
         for box in boxes:
             box.entries.append(run)
             box.waiting += size
-            ready(box)
+            if box.state is IDLE or box.batch is not None:
+                ready(box)
 
     def put_latest(self, boxes: Sequence[Mailbox], run: Run) -> None:
         for box in boxes:

@@ -60,7 +60,7 @@ class Turns:
         """Something was put into the mailbox: have it stand in the queue."""
         if box.state is IDLE:
             self._queue.append(box)  # first: an interrupted thread may leave it here twice, but never out of it
-            box.to(READY)
+            box.state = READY
         elif box.batch is not None and box.batch.loop.is_closed():
             self.orphaned = True
 
@@ -110,14 +110,14 @@ class Turns:
                 self.delivered += worker.delivered
                 found: tuple[Mailbox, Entry] | None = None
                 if box is not None:
-                    if box.full_since is not None and box.has_room:
-                        box.is_full_no_longer(monotonic())
-                    if worker.stays and worker.failed is None and box.entries:
+                    if worker.stays and box.entries and worker.failed is None:
                         box.done()
                         if box.take():
                             found = box, box.hand  # type: ignore[assignment]
                     if found is None:
                         self._end(box, worker.failed)
+                    if box.full_since is not None and box.has_room:
+                        box.is_full_no_longer(monotonic())
                 worker.delivered, worker.failed = 0, None
                 if found is None:
                     worker.until, found = 0.0, self._take()
@@ -127,7 +127,7 @@ class Turns:
                     self._idle.append(worker.waiter)
                     if self._paused:
                         seconds = max(0.0, min(b.resume_at for b in self._paused) - monotonic())
-            if box is not None:
+            if box is not None and (box.blocking or box.unannounced or self.bell.is_watched):
                 self._after(box)
             if found is not None:
                 return found
@@ -149,6 +149,12 @@ class Turns:
         self._after(box)
 
     def _end(self, box: Mailbox, failed: ListenCall | None) -> None:
+        if not box.entries and failed is None and type(box.hand) is not ListenCall:  # as it mostly is
+            box.hand = box.sub = None
+            box.held, box.state = 0, IDLE
+            if not box.subs:
+                self._empty(box)
+            return
         if failed is not None and box.hand is failed:
             box.put_back(failed)
             box.attempt += 1
@@ -179,7 +185,7 @@ class Turns:
             if box.state is not READY:
                 continue
             if box.take() and box.hand is not None:
-                box.to(RUNNING)
+                box.state = RUNNING
                 return box, box.hand
             box.to(IDLE)
             self._empty(box)

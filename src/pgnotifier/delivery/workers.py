@@ -73,26 +73,30 @@ class Workers:
                     if not turns.running:  # otherwise it was started again meanwhile
                         self._alive.pop(number, None)
                 continue
+            box, hand = turn
             began = perf_counter()
             worker.until = worker.until or began + TURN_SECONDS
+            worker.box = box
             try:
-                self._turn(worker, *turn)
+                sub = box.sub
+                if type(hand) is Run and sub is not None and not sub.awaits:
+                    worker.delivered = self._call(box, hand, sub)
+                else:
+                    self._turn(worker, box, hand, sub)
             except BaseException as error:  # none of user code's, which is guarded
                 log(CRITICAL, "a worker met what it did not expect", error=error)
             ended = perf_counter()
-            if ended - began < QUICK:
-                turn[0].turn = min(MAX_TURN, turn[0].turn * 2)
-            elif ended - began > SLOW:
-                turn[0].turn = max(1, turn[0].turn // 2)
+            if ended - began > SLOW:
+                box.turn = max(1, box.turn // 2)
+            elif ended - began < QUICK and box.turn < MAX_TURN:
+                box.turn = min(MAX_TURN, box.turn * 2)
             worker.stays = ended < worker.until
-            del turn  # it would keep the mailbox alive
+            del turn, box, hand, sub  # they would be kept alive while the worker waits
         turns.bell.ring()
 
     # -- calls -----------------------------------------------------------------------------------------------
 
-    def _turn(self, worker: Worker, box: Mailbox, hand: Entry) -> None:
-        sub = box.sub
-        worker.box = box
+    def _turn(self, worker: Worker, box: Mailbox, hand: Entry, sub: Subscription | None) -> None:
         if sub is not None and sub.loop is not None and awaits(sub, hand):
             if self._ship(box, hand, sub):
                 worker.box = None  # an event loop has it
