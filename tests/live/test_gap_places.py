@@ -80,7 +80,7 @@ def test_muted_and_unmuted_by_callbacks_of_one_stream(server: str, sender: Conn,
         assert entered.wait(10)
         witness.look()
         opened.set()
-        until(lambda: not n.status()["pending"])
+        until(lambda: shape(heard)[-1:] == ["muted"])
         send(sender, channel, 8)
         until(lambda: heard.entered == 8)
         assert shape(heard) == [None, 1, 2, 3, "muted", 8], heard.words()
