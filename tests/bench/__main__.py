@@ -17,7 +17,7 @@ BEGIN, END = "<!-- table: written by python -m tests.bench -->", "<!-- end of ta
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure contract 15, side by side.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure guarantee 15, side by side.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it works")
     parser.add_argument("--rounds", type=int, help="default: 7, with --quick 2")
     parser.add_argument("--out", type=Path, help="default: docs/performance, with --quick nowhere")

@@ -48,7 +48,7 @@ class Old(Ours):
 
 
 class Bare:
-    """`for n in conn.notifies()` in a thread: the baseline of contract 15 with `json.loads`."""
+    """`for n in conn.notifies()` in a thread: the baseline of guarantee 15 with `json.loads`."""
 
     packages = ("psycopg",)
 

@@ -12,7 +12,7 @@ from .rows import OURS, Row
 from .run import Results
 from .svg import short
 
-REFERENCE = 0.6  # microseconds of `json.loads("42")` where the contract's absolute figures were measured
+REFERENCE = 0.6  # microseconds of `json.loads("42")` on the reference machine
 
 
 def machine(dsn: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ def judged(results: Results, row: Row) -> list[tuple[str, str, str, bool]]:
         if row.most:
             speeds = values(results, row.experiment, OURS, "reference_us")
             then = [value * REFERENCE / speed for value, speed in zip(mine, speeds, strict=True)]
-            scaled = f"at the speed of the contract's machine: {shown(then, row.unit)}"
+            scaled = f"scaled to the reference machine: {shown(then, row.unit)}"
         lines.append((scaled, "", f"at most {row.most:g} {row.unit}", median(mine) <= row.most))
     for (experiment, reader), (word, limit) in row.against.items():
         others = values(results, experiment, reader, row.metric)
@@ -134,8 +134,8 @@ def _versions(results: Results, about: dict[str, str]) -> str:
                 found.update(dict.fromkeys(f"{name} {v}" for name, v in result["versions"].items()))
     return (
         f"Python {about['python']}, PostgreSQL {about['postgresql']}, {about['system']}, {about['cores']} cores; "
-        f"{', '.join(sorted(found))}. `json.loads('42')` took {shown(speeds, 'µs')} here, and {REFERENCE} µs where "
-        "the contract's absolute figures were measured."
+        f"{', '.join(sorted(found))}. `json.loads('42')` took {shown(speeds, 'µs')} here, and {REFERENCE} µs on "
+        "the reference machine."
     )
 
 

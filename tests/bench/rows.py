@@ -1,4 +1,4 @@
-"""What is run in every round, and the rows of contract 15 that are read from it."""
+"""What is run in every round, and the rows of guarantee 15 that are read from it."""
 
 from __future__ import annotations
 

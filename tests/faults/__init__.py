@@ -1,1 +1,1 @@
-"""Faults on real servers, under numbered traffic, judged by one checker (contract 10 and 11)."""
+"""Faults on real servers, under numbered traffic, judged by one checker (guarantees 10 and 11)."""

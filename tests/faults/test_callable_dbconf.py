@@ -1,4 +1,4 @@
-"""A callable dbconf, for credentials that expire (contract 2 and 10)."""
+"""A callable dbconf, for credentials that expire (guarantees 2 and 10)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .traffic import Stream, Traffic, assert_whole
 
 
 def test_asked_before_every_connection(db: Server, traffic: Traffic, stream: Stream) -> None:
-    """Contract 2: what it returned last is what the session was made with."""
+    """Guarantee 2: what it returned last is what the session was made with."""
     asked: list[str] = []
 
     def conf() -> str:
@@ -38,7 +38,7 @@ def test_asked_before_every_connection(db: Server, traffic: Traffic, stream: Str
 
 
 def test_one_that_raises_is_asked_again(db: Server, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: reconnecting goes on for ever, also where credentials can't be had, or are wrong, for a while."""
+    """Guarantee 10: reconnecting goes on for ever, also where credentials can't be had, or are wrong, for a while."""
     answers: list[Exception | str] = []
 
     def conf() -> str:

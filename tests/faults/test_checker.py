@@ -1,4 +1,4 @@
-"""The checker itself: it must fail where there is something wrong (contract 10)."""
+"""The checker itself: it must fail where there is something wrong (guarantee 10)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stream(*items: int | Gap | None) -> Stream:
     ],
 )
 def test_what_is_right_passes(good: Stream) -> None:
-    """Contract 10: delivered whole, or with a Gap at each hole."""
+    """Guarantee 10: delivered whole, or with a Gap at each hole."""
     verdict = judge(good, SENT)
     assert verdict.problems == []
     assert (verdict.lost, verdict.delivered + verdict.covered) == (0, 8)
@@ -83,14 +83,14 @@ def test_what_is_right_passes(good: Stream) -> None:
     ],
 )
 def test_what_is_wrong_fails(bad: Stream, why: str) -> None:
-    """Contract 10: the checker says what is wrong."""
+    """Guarantee 10: the checker says what is wrong."""
     problems = judge(bad, SENT).problems
     assert problems
     assert why in problems[0]
 
 
 def test_what_nobody_promised_is_no_loss() -> None:
-    """Contract 10: neither a commit that was never confirmed, nor what was sent before listening was in effect."""
+    """Guarantee 10: neither a commit that was never confirmed, nor what was sent before listening was in effect."""
     sent = [*SENT[:3], replace(SENT[3], after=None), *SENT[4:]]
     late = stream(None, 3, 5, 6, 7, 8)
     late.listening_at = at(2.5)

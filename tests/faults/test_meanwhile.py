@@ -1,4 +1,4 @@
-"""Calls from other threads, and forks, while sessions are being lost (contract 5, 10 and 11)."""
+"""Calls from other threads, and forks, while sessions are being lost (guarantees 5, 10 and 11)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def killer(db: Server, n: Notifier, rng: random.Random) -> Callable[[], None]:
 
 
 def test_changes_of_channels(db: Server, traffic: Traffic, stream: Stream, rng: random.Random) -> None:
-    """Contract 5 and 10: no change is forgotten and none disturbs another subscription, lost sessions or not."""
+    """Guarantees 5 and 10: no change is forgotten and none disturbs another subscription, lost sessions or not."""
     with Notifier(db.dsn, heartbeat=1.0, retry_delay=(0.01, 0.1), workers=2) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         names = [f"{stream.channel}_{number}" for number in range(8)]
@@ -85,7 +85,7 @@ def test_changes_of_channels(db: Server, traffic: Traffic, stream: Stream, rng: 
 
 
 def test_stop_and_start(db: Server, traffic: Traffic, stream: Stream, rng: random.Random) -> None:
-    """Contract 11: stopped and started by two threads, under one Gap or another; no call hangs."""
+    """Guarantee 11: stopped and started by two threads, under one Gap or another; no call hangs."""
     with Notifier(db.dsn, heartbeat=1.0, retry_delay=(0.01, 0.1)) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
 
@@ -108,7 +108,7 @@ def test_stop_and_start(db: Server, traffic: Traffic, stream: Stream, rng: rando
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forks(db: Server, traffic: Traffic, stream: Stream, rng: random.Random) -> None:
-    """Contract 11: a child forked in the midst of a reconnection is stopped, and the parent does not notice."""
+    """Guarantee 11: a child forked in the midst of a reconnection is stopped, and the parent does not notice."""
     with Notifier(db.dsn, heartbeat=1.0, retry_delay=(0.01, 0.1)) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
 

@@ -1,4 +1,4 @@
-"""The network goes, at random moments, or only looks as if it did (contract 10)."""
+"""The network goes, at random moments, or only looks as if it did (guarantee 10)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SILENT: list[Callable[[Proxy], None]] = [Proxy.deafen, deaf_to_server, deaf_to_c
 def test_broken(
     fault: Callable[[Proxy], None], proxy: Proxy, traffic: Traffic, stream: Stream, rng: random.Random
 ) -> None:
-    """Contract 10: any error is a loss; it reconnects as soon as the network lets it."""
+    """Guarantee 10: any error is a loss; it reconnects as soon as the network lets it."""
     with Notifier(proxy.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         for _ in range(12):
@@ -75,7 +75,7 @@ def test_broken(
 def test_silent(
     fault: Callable[[Proxy], None], proxy: Proxy, traffic: Traffic, stream: Stream, rng: random.Random
 ) -> None:
-    """Contract 10: a network that swallows everything is noticed within 2 x heartbeat."""
+    """Guarantee 10: a network that swallows everything is noticed within 2 x heartbeat."""
     with Notifier(proxy.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         for _ in range(3):
@@ -99,7 +99,7 @@ def test_silent(
 def test_during_the_start(
     fault: Callable[[Proxy], None], proxy: Proxy, traffic: Traffic, stream: Stream, rng: random.Random
 ) -> None:
-    """Contract 10: a fault while the connection is being made, at any step of it."""
+    """Guarantee 10: a fault while the connection is being made, at any step of it."""
     with Notifier(proxy.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         for _ in range(8):
@@ -117,7 +117,7 @@ def test_during_the_start(
 
 
 def test_one_byte_at_a_time(proxy: Proxy, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: a connection with traffic is never dropped, however slow it is."""
+    """Guarantee 10: a connection with traffic is never dropped, however slow it is."""
     traffic.pause = 0.05  # less than what comes through
     with Notifier(proxy.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
@@ -129,7 +129,7 @@ def test_one_byte_at_a_time(proxy: Proxy, traffic: Traffic, stream: Stream) -> N
 
 
 def test_the_answer_waits_behind_traffic(proxy: Proxy, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: no heartbeat's answer gets through, but notifications do: that is a connection with traffic."""
+    """Guarantee 10: no heartbeat's answer gets through, but notifications do: that is a connection with traffic."""
     with Notifier(proxy.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         deaf_to_server(proxy)
@@ -142,7 +142,7 @@ def test_the_answer_waits_behind_traffic(proxy: Proxy, traffic: Traffic, stream:
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_delays_below_the_deadline(proxy: Proxy, traffic: Traffic, stream: Stream, busy: bool) -> None:
-    """Contract 10: a slow network is not a lost one, with traffic and without."""
+    """Guarantee 10: a slow network is not a lost one, with traffic and without."""
     with Notifier(proxy.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         until(lambda: stream.last)
@@ -156,7 +156,7 @@ def test_delays_below_the_deadline(proxy: Proxy, traffic: Traffic, stream: Strea
 
 
 def test_lost_with_notifications_on_their_way(proxy: Proxy, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: what was committed but still travelling when the connection broke is in the Gap's time too."""
+    """Guarantee 10: what was committed but still travelling when the connection broke is in the Gap's time too."""
     with Notifier(proxy.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         for _ in range(8):
@@ -172,7 +172,7 @@ def test_lost_with_notifications_on_their_way(proxy: Proxy, traffic: Traffic, st
 
 
 def test_subscribe_on_a_deaf_network(proxy: Proxy, db: Server, stream: Stream) -> None:
-    """Contract 10: returns after about `heartbeat`, and takes effect with the next connection."""
+    """Guarantee 10: returns after about `heartbeat`, and takes effect with the next connection."""
     heartbeat = 1.0
     with Notifier(proxy.dsn, heartbeat=heartbeat, retry_delay=(0.01, 0.2)) as n:
         proxy.deafen()
@@ -189,7 +189,7 @@ def test_subscribe_on_a_deaf_network(proxy: Proxy, db: Server, stream: Stream) -
 
 @pytest.mark.parametrize("how", ["refused", "reset", "silent"])
 def test_construction_fails_cleanly(proxy: Proxy, how: Any) -> None:
-    """Contract 2: `psycopg.OperationalError`, and neither thread nor file descriptor is left."""
+    """Guarantee 2: `psycopg.OperationalError`, and neither thread nor file descriptor is left."""
     if how == "refused":
         proxy.refuse()
     else:

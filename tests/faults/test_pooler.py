@@ -1,4 +1,4 @@
-"""pgbouncer: refused where a LISTEN would be heard by nobody, and no hindrance where it works (contract 10)."""
+"""pgbouncer: refused where a LISTEN would be heard by nobody, and no hindrance where it works (guarantee 10)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 @pytest.mark.parametrize("others", [0, 3])
 def test_refused_at_construction(db: Server, mode: str, others: int) -> None:
-    """Contract 10: also for the pool's only client, which has the same server session in each transaction."""
+    """Guarantee 10: also for the pool's only client, which has the same server session in each transaction."""
     with Pooler(db, mode) as pooler:
         clients = [psycopg.connect(pooler.dsn, autocommit=True) for _ in range(others)]
         try:
@@ -36,7 +36,7 @@ def test_refused_at_construction(db: Server, mode: str, others: int) -> None:
 
 
 def test_session_mode_works(db: Server, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: the session is kept for one client, so it can listen, and is found again when lost."""
+    """Guarantee 10: the session is kept for one client, so it can listen, and is found again when lost."""
     with Pooler(db, "session") as pooler, Notifier(pooler.dsn, heartbeat=0.5, retry_delay=(0.01, 0.2)) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         until(lambda: stream.last)
@@ -47,7 +47,7 @@ def test_session_mode_works(db: Server, traffic: Traffic, stream: Stream) -> Non
 
 
 def test_reload_into_transaction_mode(db: Server) -> None:
-    """Contract 10: met while reconnecting it counts as a lost connection; construction works with session mode."""
+    """Guarantee 10: met while reconnecting it counts as a lost connection; construction works with session mode."""
     with Pooler(db, "session") as good, Pooler(db, "transaction") as bad:
         conf = {"dsn": good.dsn}
         with Notifier(lambda: conf["dsn"], retry_delay=(0.01, 0.05)) as n:

@@ -1,4 +1,4 @@
-"""Following the primary, and refusing a standby (contract 10)."""
+"""Following the primary, and refusing a standby (guarantee 10)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def both(first: Server, second: Server) -> str:
 
 
 def test_follows_the_primary(primary: Server, standby: Server, stream: Stream) -> None:
-    """Contract 10: the primary is stopped, the standby promoted; there and back again."""
+    """Guarantee 10: the primary is stopped, the standby promoted; there and back again."""
     dsn = both(primary, standby)
     with Traffic(dsn, [stream.channel]) as traffic, Notifier(dsn, retry_delay=(0.01, 0.2)) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
@@ -49,7 +49,7 @@ def test_follows_the_primary(primary: Server, standby: Server, stream: Stream) -
 
 
 def test_a_primary_that_becomes_a_standby(primary: Server, standby: Server, stream: Stream) -> None:
-    """Contract 10: a switch-over in which the old primary comes back, and must not be used."""
+    """Guarantee 10: a switch-over in which the old primary comes back, and must not be used."""
     dsn = both(primary, standby)
     with Traffic(dsn, [stream.channel]) as traffic, Notifier(dsn, retry_delay=(0.01, 0.2)) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
@@ -67,7 +67,7 @@ def test_a_primary_that_becomes_a_standby(primary: Server, standby: Server, stre
 
 
 def test_a_lone_standby_is_refused(standby: Server) -> None:
-    """Contract 10: `CannotListen`, which says what is wrong and what to do."""
+    """Guarantee 10: `CannotListen`, which says what is wrong and what to do."""
     for attributes in ["", "target_session_attrs=any", "target_session_attrs=standby"]:
         with pytest.raises(CannotListen, match=r"(?s)standby.*primary.*target_session_attrs"):
             Notifier(f"{standby.dsn} {attributes}")
@@ -75,7 +75,7 @@ def test_a_lone_standby_is_refused(standby: Server) -> None:
 
 
 def test_a_session_that_moves_to_a_standby(primary: Server, standby: Server, stream: Stream) -> None:
-    """Contract 10: met while reconnecting it counts as a lost connection, and is tried again."""
+    """Guarantee 10: met while reconnecting it counts as a lost connection, and is tried again."""
     conf = {"dsn": primary.dsn}
     with Notifier(lambda: conf["dsn"], retry_delay=(0.01, 0.05)) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)

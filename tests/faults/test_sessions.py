@@ -1,4 +1,4 @@
-"""The session or the server goes: terminated, restarted, killed, frozen (contract 10)."""
+"""The session or the server goes: terminated, restarted, killed, frozen (guarantee 10)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLACK = 0.4  # seconds that a busy machine may take on top
 
 
 def test_terminated_100_times(db: Server, traffic: Traffic, stream: Stream, rng: random.Random) -> None:
-    """Contract 10: each loss is followed by a reconnection, and each hole has its Gap."""
+    """Guarantee 10: each loss is followed by a reconnection, and each hole has its Gap."""
     with Notifier(db.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         for _ in range(100):
@@ -35,7 +35,7 @@ def test_terminated_100_times(db: Server, traffic: Traffic, stream: Stream, rng:
 
 
 def test_terminated_again_at_once(db: Server, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: a session that fails again as soon as it is there neither ends the listener nor makes it spin."""
+    """Guarantee 10: a session that fails again as soon as it is there neither ends the listener nor makes it spin."""
     with Notifier(db.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         until(lambda: stream.last)
@@ -49,7 +49,7 @@ def test_terminated_again_at_once(db: Server, traffic: Traffic, stream: Stream) 
 
 
 def test_server_restarted(db: Server, traffic: Traffic, stream: Stream, rng: random.Random) -> None:
-    """Contract 10: for ever, also while the server is away for longer."""
+    """Guarantee 10: for ever, also while the server is away for longer."""
     with Notifier(db.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         for number in range(6):
@@ -67,7 +67,7 @@ def test_server_restarted(db: Server, traffic: Traffic, stream: Stream, rng: ran
 
 
 def test_server_killed(db: Server, traffic: Traffic, stream: Stream, rng: random.Random) -> None:
-    """Contract 10: SIGKILL to all of its processes, then crash recovery."""
+    """Guarantee 10: SIGKILL to all of its processes, then crash recovery."""
     with Notifier(db.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         for _ in range(6):
@@ -81,7 +81,7 @@ def test_server_killed(db: Server, traffic: Traffic, stream: Stream, rng: random
 
 
 def test_frozen(db: Server, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: noticed within 2 x heartbeat, and the thaw of the old process harms nothing."""
+    """Guarantee 10: noticed within 2 x heartbeat, and the thaw of the old process harms nothing."""
     heartbeat = 0.5
     with Notifier(db.dsn, heartbeat=heartbeat, retry_delay=(0.01, 0.2)) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
@@ -102,7 +102,7 @@ def test_frozen(db: Server, traffic: Traffic, stream: Stream) -> None:
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_frozen_for_less_than_the_deadline(db: Server, traffic: Traffic, stream: Stream, busy: bool) -> None:
-    """Contract 10: a session that answers in time is kept, with everything that waited in it."""
+    """Guarantee 10: a session that answers in time is kept, with everything that waited in it."""
     with Notifier(db.dsn, **FAST) as n:
         n.subscribe("s", stream.channel, stream.heard, on_listen=stream.told)
         until(lambda: stream.last)

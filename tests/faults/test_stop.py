@@ -1,4 +1,4 @@
-"""`stop()` takes less than one second whatever the network does (contract 11)."""
+"""`stop()` takes less than one second whatever the network does (guarantee 11)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stopping(n: Notifier) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["silent", "deaf"])
 def test_while_connecting_to_a_deaf_server(proxy: Proxy, how: str) -> None:
-    """Contract 11: the attempt is given up, whether nobody answers or the network holds the answer."""
+    """Guarantee 11: the attempt is given up, whether nobody answers or the network holds the answer."""
     n = Notifier(proxy.dsn, retry_delay=(0.01, 0.05))
     with stopping(n):
         accepted = proxy.accepted
@@ -46,7 +46,7 @@ def test_while_connecting_to_a_deaf_server(proxy: Proxy, how: str) -> None:
 
 
 def test_while_backing_off(proxy: Proxy) -> None:
-    """Contract 10: every wait can be ended by `stop()`."""
+    """Guarantee 10: every wait can be ended by `stop()`."""
     n = Notifier(proxy.dsn, retry_delay=(30.0, 30.0))
     with stopping(n):
         proxy.refuse()
@@ -56,7 +56,7 @@ def test_while_backing_off(proxy: Proxy) -> None:
 
 
 def test_while_a_heartbeat_waits_for_its_answer(proxy: Proxy) -> None:
-    """Contract 11: the deadline of the heartbeat is not that of `stop()`."""
+    """Guarantee 11: the deadline of the heartbeat is not that of `stop()`."""
     n = Notifier(proxy.dsn, heartbeat=2.0)
     with stopping(n):
         proxy.deafen(to_server=False)
@@ -65,7 +65,7 @@ def test_while_a_heartbeat_waits_for_its_answer(proxy: Proxy) -> None:
 
 
 def test_while_idle_on_a_deaf_network(proxy: Proxy) -> None:
-    """Contract 11: closing waits for no answer."""
+    """Guarantee 11: closing waits for no answer."""
     n = Notifier(proxy.dsn, heartbeat=None)
     with stopping(n):
         proxy.deafen()
@@ -73,7 +73,7 @@ def test_while_idle_on_a_deaf_network(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("heartbeat", [30.0, None])
 def test_while_another_thread_subscribes(proxy: Proxy, channel: str, heartbeat: float | None) -> None:
-    """Contract 11: its change of channels is abandoned, and that call returns too."""
+    """Guarantee 11: its change of channels is abandoned, and that call returns too."""
     n = Notifier(proxy.dsn, heartbeat=heartbeat)
     failed: list[BaseException] = []
 
@@ -95,7 +95,7 @@ def test_while_another_thread_subscribes(proxy: Proxy, channel: str, heartbeat: 
 
 
 def test_start_after_it(proxy: Proxy, channel: str) -> None:
-    """Contract 11: a notifier that was stopped in the middle of a fault starts as if there had been none."""
+    """Guarantee 11: a notifier that was stopped in the middle of a fault starts as if there had been none."""
     n = Notifier(proxy.dsn, retry_delay=(0.01, 0.05))
     heard: list[object] = []
     with stopping(n):

@@ -1,4 +1,4 @@
-"""TLS: what lies decrypted in the library while the socket is silent must not wait for more (contract 5)."""
+"""TLS: what lies decrypted in the library while the socket is silent must not wait for more (guarantee 5)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BURST = 200  # notifications of 7,000 bytes in one transaction: some 90 TLS reco
 
 
 def test_bursts_larger_than_a_record(db: Server, tmp_path: Path, channel: str) -> None:
-    """Contract 5: drained whole and at once, with nothing left for the heartbeat to bring to light."""
+    """Guarantee 5: drained whole and at once, with nothing left for the heartbeat to bring to light."""
     heard: list[int] = []
     with (
         TlsProxy(db.address, tmp_path) as proxy,
@@ -37,7 +37,7 @@ def test_bursts_larger_than_a_record(db: Server, tmp_path: Path, channel: str) -
 
 
 def test_changes_of_channels_amid_bursts(db: Server, tmp_path: Path, channel: str) -> None:
-    """Contract 5: the answer to a LISTEN shares its records with notifications."""
+    """Guarantee 5: the answer to a LISTEN shares its records with notifications."""
     heard: list[int] = []
     with (
         TlsProxy(db.address, tmp_path) as proxy,
@@ -55,7 +55,7 @@ def test_changes_of_channels_amid_bursts(db: Server, tmp_path: Path, channel: st
 
 
 def test_resets(db: Server, tmp_path: Path, traffic: Traffic, stream: Stream) -> None:
-    """Contract 10: a loss under TLS is a loss like any other."""
+    """Guarantee 10: a loss under TLS is a loss like any other."""
     with (
         Proxy(db.address) as inner,
         TlsProxy(("127.0.0.1", inner.port), tmp_path) as proxy,

@@ -62,7 +62,7 @@ class Verdict:
 
 
 def judge(stream: Stream, sent: Sequence[Sent]) -> Verdict:
-    """Contract 10: in order, none twice, and every hole has a Gap, at that place and around that time."""
+    """Guarantee 10: in order, none twice, and every hole has a Gap, at that place and around that time."""
     verdict = Verdict()
     problems = verdict.problems
     if not stream.items or stream.items[0] is not None or stream.items.count(None) != 1:

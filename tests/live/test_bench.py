@@ -1,4 +1,4 @@
-"""The benchmark works: its short form, in this process, without judging times (contract 15)."""
+"""The benchmark works: its short form, in this process, without judging times (guarantee 15)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract 14: `listen` and `notify` as processes, in pipes and on a terminal."""
+"""Guarantee 14: `listen` and `notify` as processes, in pipes and on a terminal."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_burst_arrives_whole(server: str, sender: psycopg.Connection[Any], cha
 def test_a_lost_connection_is_shown_and_taken_up_again(
     server: str, sender: psycopg.Connection[Any], channel: str
 ) -> None:
-    """Contract 10 through the command line: disconnected, reconnected, the gap, and what comes then."""
+    """Guarantee 10 through the command line: disconnected, reconnected, the gap, and what comes then."""
     with started("listen", "--json", "-d", server, channel) as process:
         assert process.stdout is not None
         listening(process)

@@ -1,4 +1,4 @@
-"""Contract 14: what the command line says when it cannot: exit statuses, one line, no password, what to do."""
+"""Guarantee 14: what the command line says when it cannot: exit statuses, one line, no password, what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract 8, 9, 10 and 11: `async def` callbacks, on the loop that was running or on `loop=`."""
+"""Guarantees 8, 9, 10 and 11: `async def` callbacks, on the loop that was running or on `loop=`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def send(conn: Conn, channel: str, first: int, last: int) -> None:
 
 
 def test_on_the_loop_that_was_running(server: str, sender: Conn, channel: str) -> None:
-    """Contract 8: on that loop, one at a time for each id, in order; different ids at the same time."""
+    """Guarantee 8: on that loop, one at a time for each id, in order; different ids at the same time."""
     got: dict[int, list[int]] = {1: [], 2: []}
     busy: set[int] = set()
     most = 0
@@ -85,7 +85,7 @@ def test_on_the_loop_that_was_running(server: str, sender: Conn, channel: str) -
 
 
 def test_on_the_loop_that_is_named(server: str, sender: Conn, channel: str, running: LoopThread) -> None:
-    """Contract 8: an object whose call is a coroutine function, from a thread without a loop."""
+    """Guarantee 8: an object whose call is a coroutine function, from a thread without a loop."""
     got: list[Any] = []
 
     class Heard:
@@ -99,7 +99,7 @@ def test_on_the_loop_that_is_named(server: str, sender: Conn, channel: str, runn
 
 
 def test_without_a_loop(server: str, channel: str) -> None:
-    """Contract 8: TypeError, and nothing has changed; so for on_listen."""
+    """Guarantee 8: TypeError, and nothing has changed; so for on_listen."""
 
     async def heard(*_: Any) -> None: ...
 
@@ -114,7 +114,7 @@ def test_without_a_loop(server: str, channel: str) -> None:
 def test_a_function_that_returns_a_coroutine_is_told_so(
     server: str, channel: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Contract 8: it is no coroutine function; a failing callback, not a warning that nobody sees."""
+    """Guarantee 8: it is no coroutine function; a failing callback, not a warning that nobody sees."""
 
     async def heard(*_: Any) -> None: ...
 
@@ -126,7 +126,7 @@ def test_a_function_that_returns_a_coroutine_is_told_so(
 
 
 def test_an_exception_fails_that_call_only(server: str, sender: Conn, channel: str, running: LoopThread) -> None:
-    """Contract 6 and 8."""
+    """Guarantees 6 and 8."""
     got: list[int] = []
     events: list[Any] = []
 
@@ -152,7 +152,7 @@ def test_an_exception_fails_that_call_only(server: str, sender: Conn, channel: s
 def test_a_closed_loop_counts_as_a_failing_callback(
     server: str, sender: Conn, channel: str, running: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Contract 8: event, log, counter; the others are not harmed."""
+    """Guarantee 8: event, log, counter; the others are not harmed."""
     got: list[int] = []
     events: list[Any] = []
 
@@ -178,7 +178,7 @@ def test_a_closed_loop_counts_as_a_failing_callback(
 def test_a_loop_closed_under_a_callback_is_no_reason_to_stop(
     server: str, sender: Conn, channel: str, running: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Contract 8: the call that was under way failed, and the next ones fail; the notifier and the others go on."""
+    """Guarantee 8: the call that was under way failed, and the next ones fail; the notifier and the others go on."""
     got: list[int] = []
     begun = threading.Event()
 
@@ -204,7 +204,7 @@ def test_a_loop_closed_under_a_callback_is_no_reason_to_stop(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_loop_that_is_closed_and_collected(server: str, sender: Conn, channel: str) -> None:
-    """Contract 8: the call that was under way failed, though the garbage collector ended it."""
+    """Guarantee 8: the call that was under way failed, though the garbage collector ended it."""
     begun = threading.Event()
 
     async def hang(*_: Any) -> None:
@@ -228,7 +228,7 @@ def test_a_loop_that_is_closed_and_collected(server: str, sender: Conn, channel:
 def test_stop_does_not_wait_for_a_loop_that_is_closed(
     server: str, sender: Conn, channel: str, running: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Contract 11: nothing on it will ever finish."""
+    """Guarantee 11: nothing on it will ever finish."""
     begun = threading.Event()
 
     async def hang(*_: Any) -> None:
@@ -249,7 +249,7 @@ def test_stop_does_not_wait_for_a_loop_that_is_closed(
 
 
 def test_a_loop_that_never_runs(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9 and 11: bounded like any other that is stuck, and stop() does not wait for it."""
+    """Guarantees 9 and 11: bounded like any other that is stuck, and stop() does not wait for it."""
     got: list[int] = []
 
     async def heard(*_: Any) -> None: ...
@@ -269,7 +269,7 @@ def test_a_loop_that_never_runs(server: str, sender: Conn, channel: str) -> None
 
 
 def test_cancellation_inside_a_callback(server: str, sender: Conn, channel: str, running: LoopThread) -> None:
-    """Contract 8: it fails that call; the next ones come."""
+    """Guarantee 8: it fails that call; the next ones come."""
     got: list[int] = []
 
     async def heard(id: Any, name: str, payload: Any, pid: int) -> None:
@@ -293,7 +293,7 @@ def test_cancellation_inside_a_callback(server: str, sender: Conn, channel: str,
 def test_the_end_of_asyncio_run(
     server: str, sender: Conn, channel: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Contract 8 and 11: its shutdown cancels what runs; what comes later fails; others and stop() are as ever."""
+    """Guarantees 8 and 11: its shutdown cancels what runs; what comes later fails; others and stop() are as ever."""
     got: list[int] = []
     begun = threading.Event()
 
@@ -326,7 +326,7 @@ def test_the_end_of_asyncio_run(
 def test_on_listen_awaited_in_the_stream(
     server: str, sender: Conn, channel: str, running: LoopThread, plain: bool
 ) -> None:
-    """Contract 10: the first time and after a gap, before what comes after; with a plain callback too."""
+    """Guarantee 10: the first time and after a gap, before what comes after; with a plain callback too."""
     seen: list[Any] = []
 
     async def heard(id: Any, name: str, payload: Any, pid: int) -> None:
@@ -355,7 +355,7 @@ def test_on_listen_awaited_in_the_stream(
 def test_a_plain_and_an_awaited_callback_of_one_id_keep_order(
     server: str, sender: Conn, channel: str, running: LoopThread
 ) -> None:
-    """Contract 4: one at a time, in order, across the channels of an id, whatever runs them."""
+    """Guarantee 4: one at a time, in order, across the channels of an id, whatever runs them."""
     got: list[int] = []
     busy = threading.Lock()
     n = Notifier(server, workers=3)
@@ -386,7 +386,7 @@ def test_a_plain_and_an_awaited_callback_of_one_id_keep_order(
 def test_a_callback_replaced_while_some_wait_on_the_loop(
     server: str, sender: Conn, channel: str, running: LoopThread
 ) -> None:
-    """Contract 4: what was handed over and not begun goes to the new callback, in order."""
+    """Guarantee 4: what was handed over and not begun goes to the new callback, in order."""
     got: list[Any] = []
     begun, release = threading.Event(), threading.Event()
 
@@ -413,7 +413,7 @@ def test_a_callback_replaced_while_some_wait_on_the_loop(
 def test_overflow_stands_where_the_hole_is(
     server: str, sender: Conn, channel: str, running: LoopThread, replaced: bool
 ) -> None:
-    """Contract 9: with what was handed to the loop before the hole, also where that comes back from it."""
+    """Guarantee 9: with what was handed to the loop before the hole, also where that comes back from it."""
     seen: list[Any] = []
     begun, release = threading.Event(), threading.Event()
 
@@ -452,7 +452,7 @@ def test_overflow_stands_where_the_hole_is(
 def test_a_hole_behind_what_a_plain_callback_still_had_in_hand(
     server: str, sender: Conn, channel: str, running: LoopThread
 ) -> None:
-    """Contract 9: a worker that comes to an awaited one in mid-hand gives the rest back, in its place."""
+    """Guarantee 9: a worker that comes to an awaited one in mid-hand gives the rest back, in its place."""
     seen: list[Any] = []
     begun, release = threading.Event(), threading.Event()
     plain, awaited = f"{channel}p", f"{channel}a"
@@ -503,7 +503,7 @@ def test_a_hole_behind_what_a_plain_callback_still_had_in_hand(
 def test_stop_on_the_loop_of_a_running_callback_returns_at_once(
     server: str, sender: Conn, channel: str, running: LoopThread, where: str
 ) -> None:
-    """Contract 11: it could not wait for what runs on the loop that it blocks."""
+    """Guarantee 11: it could not wait for what runs on the loop that it blocks."""
     took: list[float] = []
     begun = threading.Event()
 
@@ -532,7 +532,7 @@ def test_stop_on_the_loop_of_a_running_callback_returns_at_once(
 
 
 def test_stop_elsewhere_lets_it_finish(server: str, sender: Conn, channel: str, running: LoopThread) -> None:
-    """Contract 11: running callbacks finish, what waits is dropped, or delivered with drain."""
+    """Guarantee 11: running callbacks finish, what waits is dropped, or delivered with drain."""
     done: list[int] = []
     begun = threading.Event()
 
@@ -557,7 +557,7 @@ def test_stop_elsewhere_lets_it_finish(server: str, sender: Conn, channel: str, 
 
 
 def test_subscribed_again_before_the_first_telling_was_awaited(server: str, channel: str) -> None:
-    """Contract 10: the new subscription is told once, and hears; the earlier one's telling is not tried for ever."""
+    """Guarantee 10: the new subscription is told once, and hears; the earlier one's telling is not tried for ever."""
     got: list[Any] = []
 
     async def heard(id: Any, name: str, payload: Any, pid: int) -> None:

@@ -1,4 +1,4 @@
-"""Contract 3, 4, 5, 6, 8, 11, 12, 13 on a real server."""
+"""Guarantees 3, 4, 5, 6, 8, 11, 12, 13 on a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Conn = psycopg.Connection[Any]
     "name", ['a"b', "a;b", "$$", "%s", "a b", "UPPER", "é" * 31, "';--", 'x" ; select 1 ; listen "y']
 )
 def test_any_name_is_heard(server: str, sender: Conn, name: str) -> None:
-    """Contract 12: names are quoted exactly as given."""
+    """Guarantee 12: names are quoted exactly as given."""
     got: list[Any] = []
     with Notifier(server) as n:
         n.subscribe(1, name, lambda *a: got.append(a))
@@ -33,7 +33,7 @@ def test_any_name_is_heard(server: str, sender: Conn, name: str) -> None:
 
 
 def test_heard_as_soon_as_subscribe_returned(server: str, sender: Conn, channel: str) -> None:
-    """Contract 5, a thousand times."""
+    """Guarantee 5, a thousand times."""
     got: list[Any] = []
     with Notifier(server) as n:
         for i in range(1000):
@@ -46,7 +46,7 @@ def test_heard_as_soon_as_subscribe_returned(server: str, sender: Conn, channel:
 
 
 def test_changes_under_traffic_lose_nothing(server: str, channel: str) -> None:
-    """Contract 5: a thousand random changes from four threads, one writer at full speed."""
+    """Guarantee 5: a thousand random changes from four threads, one writer at full speed."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     got: list[int] = []
@@ -102,7 +102,7 @@ def test_changes_under_traffic_lose_nothing(server: str, channel: str) -> None:
 
 
 def test_a_failing_callback_harms_nobody(server: str, sender: Conn, channel: str) -> None:
-    """Contract 6 and 8."""
+    """Guarantees 6 and 8."""
     got: list[Any] = []
     events: list[Any] = []
 
@@ -123,7 +123,7 @@ def test_a_failing_callback_harms_nobody(server: str, sender: Conn, channel: str
 
 
 def test_a_failing_decoder_is_reported(server: str, sender: Conn, channel: str) -> None:
-    """Contract 7."""
+    """Guarantee 7."""
     got: list[Any] = []
     events: list[Any] = []
     with Notifier(server, decode=int) as n:
@@ -137,7 +137,7 @@ def test_a_failing_decoder_is_reported(server: str, sender: Conn, channel: str) 
 
 
 def test_mute_and_unmute(server: str, sender: Conn, channel: str) -> None:
-    """Contract 3."""
+    """Guarantee 3."""
     got: list[Any] = []
     with Notifier(server) as n:
         n.subscribe("a", channel, lambda *a: got.append(a[0]))
@@ -157,7 +157,7 @@ def test_mute_and_unmute(server: str, sender: Conn, channel: str) -> None:
 
 
 def test_refused_calls_change_nothing(server: str) -> None:
-    """Contract 12."""
+    """Guarantee 12."""
     with Notifier(server) as n:
         n.subscribe(1, "a", print)
         before = n.channels(), n.subscribers(), n._supervisor.shared.registry
@@ -184,7 +184,7 @@ def test_refused_calls_change_nothing(server: str) -> None:
 
 
 def test_a_name_the_server_refuses(server: str) -> None:
-    """Contract 5: LATIN1 cannot hold the euro sign; what stands is kept."""
+    """Guarantee 5: LATIN1 cannot hold the euro sign; what stands is kept."""
     name = "latin_" + str(time.monotonic_ns())
     with psycopg.connect(server, autocommit=True) as conn:
         conn.execute(f"create database {name} encoding 'LATIN1' template template0 locale 'C'")
@@ -200,7 +200,7 @@ def test_a_name_the_server_refuses(server: str) -> None:
 
 
 def test_every_method_from_inside_a_callback(server: str, channel: str) -> None:
-    """Contract 5: none deadlocks, stop() included."""
+    """Guarantee 5: none deadlocks, stop() included."""
     done = threading.Event()
     with Notifier(server) as n:
 
@@ -226,7 +226,7 @@ def test_every_method_from_inside_a_callback(server: str, channel: str) -> None:
 
 
 def test_stop_and_start_again(server: str, channel: str) -> None:
-    """Contract 11."""
+    """Guarantee 11."""
     got: list[Any] = []
     n = Notifier(server)
     n.subscribe(1, channel, lambda *a: got.append(a[2]))
@@ -242,7 +242,7 @@ def test_stop_and_start_again(server: str, channel: str) -> None:
 
 
 def test_no_server_leaves_nothing() -> None:
-    """Contract 2."""
+    """Guarantee 2."""
     before = threading.active_count()
     with pytest.raises(psycopg.OperationalError):
         Notifier({"host": "127.0.0.1", "port": 1})

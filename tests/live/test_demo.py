@@ -1,4 +1,4 @@
-"""Contract 14: the demo."""
+"""Guarantee 14: the demo."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_the_readme_example(server: str) -> None:
 
 
 def test_the_cache_example(server: str, sender: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contract 10: a cache that reads again in on_listen is right after any fault."""
+    """Guarantee 10: a cache that reads again in on_listen is right after any fault."""
     sender.execute("create table if not exists prices (item text primary key, price int)")
     sender.execute("insert into prices values ('tea', 1)")
     monkeypatch.setattr(sys, "argv", ["prices", server])
@@ -169,7 +169,7 @@ def test_the_cache_example(server: str, sender: psycopg.Connection[Any], monkeyp
     ],
 )
 def test_a_program_that_waits(server: str, page: str, mark: str, ready: str, heard: str, signum: int) -> None:
-    """Contract 11: it hears, and ends on a signal."""
+    """Guarantee 11: it hears, and ends on a signal."""
     text = block(page, mark).replace("postgresql://localhost/app", server)
     process = subprocess.Popen(
         [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Contract 14: `doctor` on a healthy server, no server, a standby, poolers, and what it finds in a database."""
+"""Guarantee 14: `doctor` on a healthy server, no server, a standby, poolers, and what it finds in a database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract 5, 10, 12: databases whose encoding is not UTF-8."""
+"""Guarantees 5, 10, 12: databases whose encoding is not UTF-8."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def seen(n: Notifier) -> Any:
 
 @pytest.mark.parametrize("name", ["é", "Ünï çödé", "é" * 31, "ÿ" * 31 + "x", 'é"; listen "ÿ', "ascii"])
 def test_latin1_names_and_payloads(latin1: str, name: str) -> None:
-    """Contract 12: exactly as given, in both directions."""
+    """Guarantee 12: exactly as given, in both directions."""
     got: list[Any] = []
     with Notifier(latin1) as n:
         n.subscribe("misread", "Ã©", lambda *a: got.append(a))  # the bytes of "é" in UTF-8, taken for LATIN1
@@ -129,7 +129,7 @@ def prepare_muted_subscriber(n: Notifier, fn: Fn) -> None:
 def test_latin1_refuses_the_euro_sign(
     latin1: str, prepare: Callable[[Notifier, Fn], None], refused: Callable[[Notifier], None]
 ) -> None:
-    """Contract 5 and 12: the call raises, registry and session are as before, the rest goes on being heard."""
+    """Guarantees 5 and 12: the call raises, registry and session are as before, the rest goes on being heard."""
     got: list[Any] = []
     with Notifier(latin1) as n, psycopg.connect(latin1, autocommit=True) as conn:
         n.subscribe(1, "é", lambda *a: got.append(a[2]))
@@ -152,7 +152,7 @@ def test_latin1_refuses_the_euro_sign(
 
 
 def test_latin1_refusals_under_traffic_lose_nothing(latin1: str) -> None:
-    """Contract 5: nothing lost, nothing twice, whatever is refused meanwhile."""
+    """Guarantee 5: nothing lost, nothing twice, whatever is refused meanwhile."""
     got: list[Any] = []
     done = threading.Event()
     sent = 0
@@ -187,7 +187,7 @@ def test_latin1_refusals_under_traffic_lose_nothing(latin1: str) -> None:
 
 @pytest.mark.parametrize(("channel", "payload"), [("€", ""), ("é", "€"), ("é", {"a": "€"}), ("日本", "日本")])
 def test_latin1_refuses_to_send_the_euro_sign(latin1: str, channel: str, payload: object) -> None:
-    """Contract 12 and 13: an error of the server's, and the next one is sent."""
+    """Guarantees 12 and 13: an error of the server's, and the next one is sent."""
     got: list[Any] = []
     with Notifier(latin1) as n:
         n.subscribe(1, "é", lambda *a: got.append(a[2]))
@@ -203,7 +203,7 @@ def test_latin1_refuses_to_send_the_euro_sign(latin1: str, channel: str, payload
 
 @pytest.mark.parametrize("name", ["ascii", "é", "€", "日本語", "\U0001f600" * 15 + "xyz", 'a"b'])
 def test_sql_ascii_names_and_payloads(sql_ascii: str, name: str) -> None:
-    """Contract 10 and 12: what is valid UTF-8 passes as it is."""
+    """Guarantees 10 and 12: what is valid UTF-8 passes as it is."""
     got: list[Any] = []
     with Notifier(sql_ascii) as n:
         pid = n.status()["pid"]

@@ -1,4 +1,4 @@
-"""Contract 2 and 12: what is refused, how the text says so, and that nothing was changed; no password anywhere."""
+"""Guarantees 2 and 12: what is refused, how the text says so, and that nothing was changed; no password anywhere."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SYSCHAN = Notifier.SYSCHAN
     ],
 )
 def test_bases(error: type[Exception], bases: tuple[type[Exception], ...]) -> None:
-    """Contract 12; and `str()` is the text, also for the KeyErrors, which would show its repr."""
+    """Guarantee 12; and `str()` is the text, also for the KeyErrors, which would show its repr."""
     assert issubclass(error, bases)
     assert all(issubclass(error, base) for base in bases)
     others = {ValueError, KeyError, TypeError, psycopg.Error} - {b for base in bases for b in base.__mro__}
@@ -137,7 +137,7 @@ BAD_NAMES = {  # and what the text must say: the value (its beginning, where it 
 @pytest.mark.parametrize("bad", BAD_NAMES)
 @pytest.mark.parametrize("method", [*ON_ONE, *ON_MANY])
 def test_invalid_channels(n: Notifier, method: str, bad: str) -> None:
-    """Contract 12: refused wherever a name is taken, alone and in the company of good ones."""
+    """Guarantee 12: refused wherever a name is taken, alone and in the company of good ones."""
     name, parts = BAD_NAMES[bad]
     if method in ON_ONE:
         refused(n, InvalidChannel, lambda: ON_ONE[method](n, name), *parts)
@@ -150,7 +150,7 @@ def test_invalid_channels(n: Notifier, method: str, bad: str) -> None:
     "name", ["x", " ", "\n", "x" * 63, "é" * 31 + "x", "\U0001f600" * 15 + "xyz", "\x7f", "\ufeff"]
 )
 def test_names_at_the_limit_are_good(server: str, sender: Conn, name: str) -> None:
-    """Contract 12: 63 bytes are not too many."""
+    """Guarantee 12: 63 bytes are not too many."""
     got: list[Any] = []
     with Notifier(server) as n:
         n.subscribe(1, name, lambda *a: got.append(a[1:3]))
@@ -161,7 +161,7 @@ def test_names_at_the_limit_are_good(server: str, sender: Conn, name: str) -> No
 @pytest.mark.parametrize("bad", [7, None, b"a", 1.5, ["a"], ("a", "b"), {"a"}], ids=repr)
 @pytest.mark.parametrize("method", ON_ONE)
 def test_one_channel_must_be_a_string(n: Notifier, method: str, bad: Any) -> None:
-    """Contract 12: TypeError, and the text names the value."""
+    """Guarantee 12: TypeError, and the text names the value."""
     refused(n, TypeError, lambda: ON_ONE[method](n, bad), re.escape(repr(bad)), "str")
 
 
@@ -184,13 +184,13 @@ def test_one_channel_must_be_a_string(n: Notifier, method: str, bad: Any) -> Non
 )
 @pytest.mark.parametrize("method", ON_MANY)
 def test_channels_must_be_strings(n: Notifier, method: str, bad: Any, named: str) -> None:
-    """Contract 12: TypeError, and the text names the value."""
+    """Guarantee 12: TypeError, and the text names the value."""
     refused(n, TypeError, lambda: ON_MANY[method](n, bad), named, "str")
 
 
 @pytest.mark.parametrize("method", ON_MANY)
 def test_an_iterable_that_fails(n: Notifier, method: str) -> None:
-    """Contract 3: all or nothing; its own error comes through."""
+    """Guarantee 3: all or nothing; its own error comes through."""
 
     def names() -> Iterator[str]:
         yield "a"
@@ -214,14 +214,14 @@ WITH_ID: dict[str, Callable[[Notifier, Any], Any]] = {
 @pytest.mark.parametrize("id", [[], {}, {1}, ["one"], (1, []), bytearray(b"x")], ids=repr)
 @pytest.mark.parametrize("method", WITH_ID)
 def test_an_id_must_be_hashable(n: Notifier, method: str, id: Any) -> None:
-    """Contract 12: TypeError, and the text names the value."""
+    """Guarantee 12: TypeError, and the text names the value."""
     refused(n, TypeError, lambda: WITH_ID[method](n, id), re.escape(repr(id)), "hashable")
 
 
 @pytest.mark.parametrize("fn", [None, 7, "print", [print], NotImplemented], ids=repr)
 @pytest.mark.parametrize("channel", ["a", "new", SYSCHAN])
 def test_a_callback_must_be_callable(n: Notifier, channel: str, fn: Any) -> None:
-    """Contract 12: TypeError, and the text names the value."""
+    """Guarantee 12: TypeError, and the text names the value."""
     refused(n, TypeError, lambda: n.subscribe("one", channel, fn), re.escape(repr(fn)), "callable")
 
 
@@ -249,7 +249,7 @@ UNKNOWN: list[tuple[type[Exception], Callable[[Notifier], Any], list[str]]] = [
 def test_unknown_channels_and_subscribers(
     n: Notifier, error: type[Exception], call: Callable[[Notifier], Any], parts: list[str]
 ) -> None:
-    """Contract 12: muting or unmuting what is not registered; the good ones among them keep their state."""
+    """Guarantee 12: muting or unmuting what is not registered; the good ones among them keep their state."""
     refused(n, error, lambda: call(n), *parts)
     n.stop()
     before = n.channels(), n.subscribers()
@@ -276,7 +276,7 @@ def test_unknown_channels_and_subscribers(
     ids=lambda value: f"{value!r:.12}",
 )
 def test_payloads(n: Notifier, payload: object, error: type[Exception], parts: list[str]) -> None:
-    """Contract 7, 12 and 13: 8,000 bytes or more, counted in UTF-8 and after `encode`; what cannot be sent."""
+    """Guarantees 7, 12 and 13: 8,000 bytes or more, counted in UTF-8 and after `encode`; what cannot be sent."""
     refused(n, error, lambda: n.notify("a", payload), *parts)
 
 
@@ -284,7 +284,7 @@ def test_payloads(n: Notifier, payload: object, error: type[Exception], parts: l
     "payload", ["x" * 7999, "é" * 3999 + "x", ["x" * 7995], b"x" * 7996], ids=lambda value: f"{value!r:.12}"
 )
 def test_the_longest_payloads_arrive(server: str, channel: str, payload: object) -> None:
-    """Contract 12: 7,999 bytes are not too many."""
+    """Guarantee 12: 7,999 bytes are not too many."""
     got: list[Any] = []
     with Notifier(server) as n:
         n.subscribe(1, channel, lambda *a: got.append(a[2]))
@@ -351,7 +351,7 @@ def without_password(text: str) -> bool:
 def test_a_password_is_not_in_the_error(
     caplog: pytest.LogCaptureFixture, conf: str | Mapping[str, Any], called: bool
 ) -> None:
-    """Contract 2: malformed or unreachable; an error of psycopg's, and no text of it shows a password."""
+    """Guarantee 2: malformed or unreachable; an error of psycopg's, and no text of it shows a password."""
     caplog.set_level(logging.DEBUG)
     before = dict(conf) if isinstance(conf, Mapping) else conf
     with pytest.raises(psycopg.Error) as caught:
@@ -366,7 +366,7 @@ def test_a_password_is_not_in_the_error(
 def test_a_password_is_not_in_the_error_of_a_later_connection(
     server: str, channel: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Contract 2 and 13: `dbconf` is asked anew before every connection, and may be wrong then."""
+    """Guarantees 2 and 13: `dbconf` is asked anew before every connection, and may be wrong then."""
     caplog.set_level(logging.DEBUG)
     confs: list[str | Mapping[str, Any]] = [server]
     with Notifier(lambda: confs[0]) as n:
@@ -431,7 +431,7 @@ SHAPES: dict[str, Shape] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_wrong_password_is_not_shown(guarded: dict[str, Any], shape: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Contract 2: the server refuses: `OperationalError`."""
+    """Guarantee 2: the server refuses: `OperationalError`."""
     caplog.set_level(logging.DEBUG)
     with pytest.raises(psycopg.OperationalError) as caught:
         Notifier(SHAPES[shape]({**guarded, "password": f"{SECRET}x"}))
@@ -443,7 +443,7 @@ def test_a_wrong_password_is_not_shown(guarded: dict[str, Any], shape: str, capl
 def test_a_password_is_not_shown_in_a_life(
     guarded: dict[str, Any], sender: Conn, channel: str, shape: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Contract 2: connected, failing, and after the loss of the session."""
+    """Guarantee 2: connected, failing, and after the loss of the session."""
     caplog.set_level(logging.DEBUG)
     got: list[Any] = []
 
@@ -479,7 +479,7 @@ def test_a_password_is_not_shown_in_a_life(
     ],
 )
 def test_a_dbconf_that_cannot_be_says_what_is_wrong(dbconf: Any, says: str) -> None:
-    """Contract 2: without a password in it."""
+    """Guarantee 2: without a password in it."""
     with pytest.raises(psycopg.Error) as caught:
         Notifier(dbconf)
     assert says in str(caught.value)
@@ -488,6 +488,6 @@ def test_a_dbconf_that_cannot_be_says_what_is_wrong(dbconf: Any, says: str) -> N
 
 
 def test_a_payload_too_long_says_what_to_send_instead(server: str, channel: str) -> None:
-    """Contract 12."""
+    """Guarantee 12."""
     with Notifier(server) as n, pytest.raises(PayloadTooLong, match=r"at most 7999 bytes .* not 8000; send"):
         n.notify(channel, "x" * 8000)

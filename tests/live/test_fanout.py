@@ -1,4 +1,4 @@
-"""Contract 4, 8, 9 and 11 for one notification with many subscribers, which are handed it all at once."""
+"""Guarantees 4, 8, 9 and 11 for one notification with many subscribers, which are handed it all at once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Gate:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_order_and_completeness(server: str, sender: Conn, channel: str, workers: int) -> None:
-    """Contract 4: each id hears everything once, in order across its channels, single ones and bursts mixed."""
+    """Guarantee 4: each id hears everything once, in order across its channels, single ones and bursts mixed."""
     rng = random.Random(20261123)
     seen: dict[Any, list[int]] = defaultdict(list)
     running: Counter[Any] = Counter()
@@ -83,7 +83,7 @@ def test_order_and_completeness(server: str, sender: Conn, channel: str, workers
 
 
 def test_a_stuck_callback_holds_up_no_other_while_a_worker_is_free(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9."""
+    """Guarantee 9."""
     gate = Gate()
     gate.holds = lambda id, payload: id == 7 and payload == 0
     with Notifier(server, workers=2) as n:
@@ -100,7 +100,7 @@ def test_a_stuck_callback_holds_up_no_other_while_a_worker_is_free(server: str, 
 
 @pytest.mark.parametrize("how", ["unsubscribe", "mute_subscriber", "mute_channels", "remove_channels"])
 def test_who_is_called_is_decided_just_before_the_call(server: str, sender: Conn, channel: str, how: str) -> None:
-    """Contract 4: after a change has returned, no call begins that it rules out, though all was handed over."""
+    """Guarantee 4: after a change has returned, no call begins that it rules out, though all was handed over."""
     gate = Gate()
     gate.holds = lambda id, payload: not gate.inside.is_set()
     with Notifier(server) as n:
@@ -123,7 +123,7 @@ def test_who_is_called_is_decided_just_before_the_call(server: str, sender: Conn
 
 
 def test_subscribed_anew_hears_nothing_from_before(server: str, sender: Conn, channel: str) -> None:
-    """Contract 4: what waits for an id that was unsubscribed is not for its next subscription."""
+    """Guarantee 4: what waits for an id that was unsubscribed is not for its next subscription."""
     gate = Gate()
     gate.holds = lambda id, payload: not gate.inside.is_set()
     anew: list[tuple[int, Any]] = []
@@ -144,7 +144,7 @@ def test_subscribed_anew_hears_nothing_from_before(server: str, sender: Conn, ch
 
 
 def test_stopped_in_between(server: str, sender: Conn, channel: str) -> None:
-    """Contract 11: what waits is dropped, and does not come after the next start."""
+    """Guarantee 11: what waits is dropped, and does not come after the next start."""
     gate = Gate()
     gate.holds = lambda id, payload: not gate.inside.is_set()
     with Notifier(server) as n:
@@ -167,7 +167,7 @@ def test_stopped_in_between(server: str, sender: Conn, channel: str) -> None:
 
 
 def test_stop_with_drain_delivers_all(server: str, sender: Conn, channel: str) -> None:
-    """Contract 11."""
+    """Guarantee 11."""
     gate = Gate()
     gate.holds = lambda id, payload: not gate.inside.is_set()
     with Notifier(server) as n:
@@ -180,7 +180,7 @@ def test_stop_with_drain_delivers_all(server: str, sender: Conn, channel: str) -
 
 
 def test_failures_are_each_subscribers_own(server: str, sender: Conn, channel: str) -> None:
-    """Contract 8: exceptions are counted and reported, the others are called."""
+    """Guarantee 8: exceptions are counted and reported, the others are called."""
     heard: set[int] = set()
 
     def fn(id: int, name: str, payload: Any, pid: int) -> None:
@@ -199,7 +199,7 @@ def test_failures_are_each_subscribers_own(server: str, sender: Conn, channel: s
 
 
 def test_what_cannot_be_decoded_is_reported_once(server: str, sender: Conn, channel: str) -> None:
-    """Contract 4 and 7: decoded once, however many subscribers it has."""
+    """Guarantees 4 and 7: decoded once, however many subscribers it has."""
     decoded: list[str] = []
 
     def decode(text: str) -> str:
@@ -220,7 +220,7 @@ def test_what_cannot_be_decoded_is_reported_once(server: str, sender: Conn, chan
 
 
 def test_a_subscriber_that_becomes_a_coroutine_function(server: str, sender: Conn, channel: str) -> None:
-    """Contract 8: the callback is the one of the moment just before the call."""
+    """Guarantee 8: the callback is the one of the moment just before the call."""
     gate = Gate()
     gate.holds = lambda id, payload: not gate.inside.is_set()
     loop = asyncio.new_event_loop()
@@ -251,7 +251,7 @@ def test_a_subscriber_that_becomes_a_coroutine_function(server: str, sender: Con
 
 
 def test_mailboxes_of_one_place(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9: nothing is dropped while the callbacks keep up, and no more waits than the limit."""
+    """Guarantee 9: nothing is dropped while the callbacks keep up, and no more waits than the limit."""
     gate = Gate()
     most = 0
     with Notifier(server, max_pending=1) as n:

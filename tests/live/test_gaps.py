@@ -1,4 +1,4 @@
-"""Contract 10: on_listen and Gap on a real server, one cause at a time and together. Faults are in tests/faults."""
+"""Guarantee 10: on_listen and Gap on a real server, one cause at a time and together. Faults are in tests/faults."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_failing_on_listen_is_reported(server: str, sender: Conn, channel: str
 def test_the_heartbeat_notices_that_the_session_listens_no_longer(
     server: str, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract 10: something else ended the LISTEN on the session."""
+    """Guarantee 10: something else ended the LISTEN on the session."""
     log = Log()
     with Notifier(server, heartbeat=0.3, retry_delay=(0.01, 0.1)) as n:
         n.subscribe(1, channel, log.heard, on_listen=log.told)
@@ -218,7 +218,7 @@ def test_the_heartbeat_notices_that_the_session_listens_no_longer(
 
 
 def test_an_idle_notifier_wakes_for_its_heartbeat_only(server: str, channel: str) -> None:
-    """Contract 5 and 15: no system call between heartbeats."""
+    """Guarantees 5 and 15: no system call between heartbeats."""
     with Notifier(server, heartbeat=1.0) as n:
         n.subscribe(1, channel, print)
         loop = n._supervisor.shared.life.loop
@@ -241,7 +241,7 @@ def test_an_idle_notifier_wakes_for_its_heartbeat_only(server: str, channel: str
 
 
 def test_connected_and_stopped_events(server: str) -> None:
-    """Contract 6: `connected` with every start, `stopped` before stop() returns."""
+    """Guarantee 6: `connected` with every start, `stopped` before stop() returns."""
     events = Log()
     with Notifier(server) as n:
         n.subscribe("watch", n.SYSCHAN, events.heard)

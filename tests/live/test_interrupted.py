@@ -1,4 +1,4 @@
-"""Contract 5, 9 and 11: what is cut short in the middle, by Ctrl-C or for want of threads, is made good later."""
+"""Guarantees 5, 9 and 11: what is cut short in the middle, by Ctrl-C or for want of threads, is made good later."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_no_more_threads(server: str, sender: Conn, channel: str, monkeypatch: p
 def test_a_signal_handler_that_restarts_within_a_change(
     server: str, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract 3 and 5: 0.0.10's private seam may be called anywhere, too."""
+    """Guarantees 3 and 5: 0.0.10's private seam may be called anywhere, too."""
     with Notifier(server) as n:
         n.subscribe(1, channel, print, autorun=False)
         listen = Session.listen
@@ -155,7 +155,7 @@ def test_a_signal_handler_that_restarts_within_a_change(
 
 
 def test_a_change_under_a_stream_that_does_not_pause(server: str, channel: str) -> None:
-    """Contract 9 and 10: what arrives before the answer is delivered, and the call returns when the stream pauses."""
+    """Guarantees 9 and 10: what arrives before the answer is delivered; the call returns when the stream pauses."""
     count, flooding = [0], threading.Event()
     flooding.set()
 
@@ -188,7 +188,7 @@ def test_a_change_under_a_stream_that_does_not_pause(server: str, channel: str) 
 
 
 def test_a_session_that_is_verified_again_before_the_answer_was_read(server: str, sender: Conn, channel: str) -> None:
-    """Contract 10: a notification that comes first says as much as the answer, which is read later."""
+    """Guarantee 10: a notification that comes first says as much as the answer, which is read later."""
     token = CancelToken()
     session = Session(server, 10.0, token)
     try:

@@ -1,4 +1,4 @@
-"""Contract 11: the end of the interpreter, fork, Ctrl-C, and what stop() waits for."""
+"""Guarantee 11: the end of the interpreter, fork, Ctrl-C, and what stop() waits for."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_nothing_is_left_open(server: str, channel: str) -> None:
 
 
 def test_as_async_runs_and_cancels() -> None:
-    """Contract 1: a blocking function, a coroutine function, an error, a cancellation."""
+    """Guarantee 1: a blocking function, a coroutine function, an error, a cancellation."""
     import asyncio
 
     ended = threading.Event()

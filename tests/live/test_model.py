@@ -1,4 +1,4 @@
-"""Contract 3, 4, 5, 6 and 12: any sequence of calls, against a model made of plain dicts, on a real server."""
+"""Guarantees 3, 4, 5, 6 and 12: any sequence of calls, against a model made of plain dicts, on a real server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Recorder:
 
 
 class Model:
-    """What section 3 says. `subs[channel][id]` is `[fn, mute, serial]`, and `listened` what the server listens to."""
+    """Guarantee 3. `subs[channel][id]` is `[fn, mute, serial]`, and `listened` what the server listens to."""
 
     def __init__(self) -> None:
         self.mute: dict[str, bool] = {}
@@ -351,13 +351,13 @@ class Calls(RuleBasedStateMachine):
         for found, mute in ((n.muted_subscribers(*names), True), (n.non_muted_subscribers(*names), False)):
             assert found.keys() <= registered
             for c in registered:
-                ids = found.get(c, [])  # the contract does not say whether a channel without any is named
+                ids = found.get(c, [])  # the documentation does not say whether a channel without any is named
                 assert len(ids) == len(set(ids))
                 assert set(ids) == {id for id, sub in m.subs[c].items() if sub[1] is mute}
 
     @invariant()
     def status_agrees(self) -> None:
-        """Contract 5 and 11: one session from start to stop; counters only grow."""
+        """Guarantees 5 and 11: one session from start to stop; counters only grow."""
         status = self.n.status()
         assert status["running"] is self.model.running
         assert status["active"] == self.n.active_channels()
@@ -398,7 +398,7 @@ def spoil(value: Any) -> None:
 
 @pytest.mark.timeout(400)  # seconds; a failure takes its time to be made small
 def test_any_sequence_of_calls(server: str, sender: psycopg.Connection[Any]) -> None:
-    """Contract 3, 4, 5, 6, 11, 12."""
+    """Guarantees 3, 4, 5, 6, 11, 12."""
 
     class OnThisServer(Calls):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Contract 4, 9 and 11 on a real server: a slow subscriber harms only itself, and says what it lost."""
+"""Guarantees 4, 9 and 11 on a real server: a slow subscriber harms only itself, and says what it lost."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Gate:
 
 
 def test_a_million_of_one_transaction(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9: a callback that only counts loses nothing with the defaults."""
+    """Guarantee 9: a callback that only counts loses nothing with the defaults."""
     counter = itertools.count(1)
     last = 0
 
@@ -118,7 +118,7 @@ def test_a_million_of_one_transaction(server: str, sender: Conn, channel: str) -
 
 
 def test_a_mailbox_with_room_drops_nothing(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9: `max_pending` may wait, for as long as it takes."""
+    """Guarantee 9: `max_pending` may wait, for as long as it takes."""
     stream = Stream()
     gate = Gate(0, then=stream.heard)
     with Notifier(server, max_pending=100) as n:
@@ -138,7 +138,7 @@ def test_a_mailbox_with_room_drops_nothing(server: str, sender: Conn, channel: s
 
 
 def test_sustained_overload_is_bounded_and_exact(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9: what was delivered and what every Gap, event and counter says add up to what was sent."""
+    """Guarantee 9: what was delivered and what every Gap, event and counter says add up to what was sent."""
     stream, events = Stream(), []
     most = sent = 0
 
@@ -172,7 +172,7 @@ def test_sustained_overload_is_bounded_and_exact(server: str, sender: Conn, chan
 
 
 def test_the_gap_stands_where_the_hole_is(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9: the oldest of those that wait go, no more than make room, and the Gap takes their place."""
+    """Guarantee 9: the oldest of those that wait go, no more than make room, and the Gap takes their place."""
     stream = Stream()
     gate = Gate(10, then=stream.heard)
     with Notifier(server, max_pending=64) as n:
@@ -195,7 +195,7 @@ def test_the_gap_stands_where_the_hole_is(server: str, sender: Conn, channel: st
 
 
 def test_a_gap_begins_before_what_waited_outside_the_mailbox(server: str, sender: Conn, channel: str) -> None:
-    """Contract 10: `since` is never later than the oldest thrown away, though a question was answered meanwhile."""
+    """Guarantee 10: `since` is never later than the oldest thrown away, though a question was answered meanwhile."""
     stream = Stream()
     hold = threading.Semaphore(0)
 
@@ -249,7 +249,7 @@ def one_never_returns(server: str, sender: Conn, channel: str) -> tuple[list[flo
 
 
 def test_one_that_never_returns_costs_the_others_one_second_once(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9, with a worker that is free: all of it, and only once late."""
+    """Guarantee 9, with a worker that is free: all of it, and only once late."""
     for attempt in (1, 2):
         latencies, queue = one_never_returns(server, sender, f"{channel}{attempt}")
         print(f"worst {max(latencies):.3f} s, median {median(latencies) * 1000:.1f} ms, queue {queue}")
@@ -260,7 +260,7 @@ def test_one_that_never_returns_costs_the_others_one_second_once(server: str, se
 
 
 def test_a_slow_one_does_not_throttle_a_fast_one(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9: 2 ms a call and `max_pending=100`, against 3,000 of one transaction."""
+    """Guarantee 9: 2 ms a call and `max_pending=100`, against 3,000 of one transaction."""
     best = 99.0
     for attempt in (1, 2, 3):
         slow, fast = Stream(), Stream()
@@ -320,7 +320,7 @@ def fill(server: str, channel: str, count: int) -> tuple[int, float]:
 
 
 def test_the_server_never_refuses_a_notify(small_server: str, channel: str) -> None:
-    """Contract 9: a stuck callback never stalls the session, nor the queue that the whole cluster shares."""
+    """Guarantee 9: a stuck callback never stalls the session, nor the queue that the whole cluster shares."""
     got: list[Any] = []
     stuck = Gate()
     with Notifier(small_server, workers=2, max_pending=500) as n:
@@ -337,7 +337,7 @@ def test_the_server_never_refuses_a_notify(small_server: str, channel: str) -> N
 
 
 def test_why_callbacks_do_not_run_on_the_reading_thread(small_server: str, channel: str) -> None:
-    """The reason for contract 8 and 9: with a stuck callback there, the same traffic makes a NOTIFY fail."""
+    """The reason for guarantees 8 and 9: with a stuck callback there, the same traffic makes a NOTIFY fail."""
     entered, release = threading.Event(), threading.Event()
 
     def read() -> None:
@@ -362,7 +362,7 @@ def test_why_callbacks_do_not_run_on_the_reading_thread(small_server: str, chann
 
 
 def test_memory_stops_growing_with_a_thousand_that_are_stuck(server: str, channel: str) -> None:
-    """Contract 9: memory stays bounded, and the pause is one second for all of them together."""
+    """Guarantee 9: memory stays bounded, and the pause is one second for all of them together."""
     script = """
         import sys, threading, time
         import psycopg
@@ -409,7 +409,7 @@ def test_memory_stops_growing_with_a_thousand_that_are_stuck(server: str, channe
 
 
 def test_latest_takes_the_place_of_what_waits(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9: of the same id and channel, in that place, and not only of what nobody has taken up yet."""
+    """Guarantee 9: of the same id and channel, in that place, and not only of what nobody has taken up yet."""
     a, b, other = f"{channel}a", f"{channel}b", f"{channel}c"
     got: list[Any] = []
     events: list[Any] = []
@@ -444,7 +444,7 @@ def test_latest_takes_the_place_of_what_waits(server: str, sender: Conn, channel
 
 
 def test_a_newer_one_never_passes_what_is_told_before_it(server: str, channel: str) -> None:
-    """Contract 9 and 10: `on_listen` comes before any notification that comes after, for `latest` too."""
+    """Guarantees 9 and 10: `on_listen` comes before any notification that comes after, for `latest` too."""
     stream = Stream()
     gate = Gate("wait", then=stream.heard)
     with Notifier(server) as n:
@@ -464,7 +464,7 @@ def test_a_newer_one_never_passes_what_is_told_before_it(server: str, channel: s
 
 
 def test_a_change_of_channels_repeats_nothing_to_latest(server: str, sender: Conn, channel: str) -> None:
-    """Contract 5 and 9: also where the listener was waiting for room for another subscriber of that channel."""
+    """Guarantees 5 and 9: also where the listener was waiting for room for another subscriber of that channel."""
     got: list[int] = []
     gate = Gate()
     with Notifier(server, workers=2, max_pending=10) as n:
@@ -485,7 +485,7 @@ def test_a_change_of_channels_repeats_nothing_to_latest(server: str, sender: Con
 
 
 def test_one_id_never_runs_on_two_workers(server: str, channel: str) -> None:
-    """Contract 4 and 8: one at a time and in order, across its channels, whatever it does to its subscription."""
+    """Guarantees 4 and 8: one at a time and in order, across its channels, whatever it does to its subscription."""
     ids, names = range(4), [f"{channel}{k}" for k in range(3)]
     busy = {id: threading.Lock() for id in ids}
     got: dict[int, list[int]] = {id: [] for id in ids}
@@ -524,7 +524,7 @@ def test_one_id_never_runs_on_two_workers(server: str, channel: str) -> None:
 
 
 def test_stop_in_a_callback_and_start_do_not_run_it_twice(server: str, channel: str) -> None:
-    """Contract 8 and 11: the call that stopped it is still running when the next notification comes."""
+    """Guarantees 8 and 11: the call that stopped it is still running when the next notification comes."""
     running = most = 0
     got: list[int] = []
     lock, stopped, release = threading.Lock(), threading.Event(), threading.Event()
@@ -560,7 +560,7 @@ def test_stop_in_a_callback_and_start_do_not_run_it_twice(server: str, channel: 
 
 
 def test_start_after_a_stop_that_let_the_first_call_finish(server: str, channel: str) -> None:
-    """Contract 11: all subscriptions are in place again."""
+    """Guarantee 11: all subscriptions are in place again."""
     got: list[int] = []
     entered = threading.Event()
 
@@ -582,7 +582,7 @@ def test_start_after_a_stop_that_let_the_first_call_finish(server: str, channel:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_long_queue_does_not_starve_the_rest(server: str, sender: Conn, channel: str, workers: int) -> None:
-    """Contract 4 and 9: workers are shared between ids in turns."""
+    """Guarantees 4 and 9: workers are shared between ids in turns."""
     heard: list[float] = []
     with Notifier(server, workers=workers) as n:
         for id in range(workers):
@@ -602,7 +602,7 @@ def test_a_long_queue_does_not_starve_the_rest(server: str, sender: Conn, channe
 
 
 def test_drain_delivers_what_waits(server: str, sender: Conn, channel: str) -> None:
-    """Contract 11: also what the socket still holds, within ten seconds."""
+    """Guarantee 11: also what the socket still holds, within ten seconds."""
     stream = Stream()
 
     def slow(*a: Any) -> None:
@@ -620,7 +620,7 @@ def test_drain_delivers_what_waits(server: str, sender: Conn, channel: str) -> N
 
 
 def test_drain_ends_when_the_last_one_leaves_in_its_callback(server: str, channel: str) -> None:
-    """Contract 11: there is nothing left to wait for."""
+    """Guarantee 11: there is nothing left to wait for."""
     gate = Gate()
     with Notifier(server) as n:
 
@@ -639,7 +639,7 @@ def test_drain_ends_when_the_last_one_leaves_in_its_callback(server: str, channe
 
 @pytest.mark.parametrize("drain", [False, True])
 def test_a_hanging_callback_does_not_keep_stop(server: str, sender: Conn, channel: str, drain: bool) -> None:
-    """Contract 11: `timeout` bounds both."""
+    """Guarantee 11: `timeout` bounds both."""
     gate = Gate()
     n = Notifier(server, max_pending=10)
     n.subscribe(1, channel, gate)
@@ -655,7 +655,7 @@ def test_a_hanging_callback_does_not_keep_stop(server: str, sender: Conn, channe
 
 
 def test_a_hanging_callback_does_not_keep_the_interpreter(server: str, channel: str) -> None:
-    """Contract 11: at exit it is stopped, within a second, quietly; with mailboxes full and the listener waiting."""
+    """Guarantee 11: at exit it is stopped, within a second, quietly; with mailboxes full and the listener waiting."""
     script = """
         import sys, threading, time
         from pgnotifier import Notifier
@@ -681,7 +681,7 @@ def test_a_hanging_callback_does_not_keep_the_interpreter(server: str, channel: 
 
 
 def test_counters_add_up(server: str, sender: Conn, channel: str) -> None:
-    """Contract 9 and 11: every notification is delivered, failed or dropped once for each subscriber."""
+    """Guarantees 9 and 11: every notification is delivered, failed or dropped once for each subscriber."""
     kinds: Counter[str] = Counter()
 
     def some_fail(id: Any, name: str, payload: Any, pid: int) -> None:

@@ -1,4 +1,4 @@
-"""Contract 5, 8 and 11: any method, at any time, from any thread, and from inside a callback."""
+"""Guarantees 5, 8 and 11: any method, at any time, from any thread, and from inside a callback."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Chaos:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_eight_threads_call_everything_at_once(server: str, sender: Conn, channel: str, workers: int) -> None:
-    """Contract 5: none deadlocks; what is left afterwards is a notifier that hears."""
+    """Guarantee 5: none deadlocks; what is left afterwards is a notifier that hears."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     with Notifier(server, workers=workers) as n:
@@ -201,14 +201,14 @@ INSIDE: dict[str, Case] = {  # what the callback calls, for its own channel, and
 
 
 def test_every_public_method_has_its_case() -> None:
-    """Contract 5."""
+    """Guarantee 5."""
     assert {name.split()[0] for name in INSIDE} == PUBLIC
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("case", INSIDE)
 def test_from_inside_a_callback(server: str, sender: Conn, channel: str, case: str, workers: int) -> None:
-    """Contract 5 and 11: no method deadlocks there, stop() included, and what it does is done."""
+    """Guarantees 5 and 11: no method deadlocks there, stop() included, and what it does is done."""
     call, then = INSIDE[case]
     errors: list[BaseException] = []
     done = threading.Event()
@@ -242,7 +242,7 @@ def test_from_inside_a_callback(server: str, sender: Conn, channel: str, case: s
 
 
 def test_stop_from_a_callback_waits_for_no_callback(server: str, sender: Conn, channel: str) -> None:
-    """Contract 11: nor for one that hangs on another worker."""
+    """Guarantee 11: nor for one that hangs on another worker."""
     hanging, release, stopped = threading.Event(), threading.Event(), threading.Event()
 
     def hang(*_: Any) -> None:
@@ -284,7 +284,7 @@ def test_an_interrupt_in_a_callback_stops_the_notifier(
     on_syschan: bool,
     workers: int,
 ) -> None:
-    """Contract 8: cleanly, and says so in the log."""
+    """Guarantee 8: cleanly, and says so in the log."""
     hooked: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", hooked.append)
     events: list[Any] = []
@@ -322,7 +322,7 @@ def test_an_interrupt_in_a_callback_stops_the_notifier(
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit(3)"])
 def test_an_interrupt_in_a_callback_leaves_stderr_alone(server: str, error: str) -> None:
-    """Contract 8 and 11: where nobody has configured logging or hooks."""
+    """Guarantees 8 and 11: where nobody has configured logging or hooks."""
     text = f"""
         import sys
         from pgnotifier import Notifier

@@ -2,7 +2,7 @@
 
     python tests/packaging/check.py        # in an environment with build, twine and pyright[nodejs]
 
-Contract 1: what is distributed, and how it is described.
+Guarantee 1: what is distributed, and how it is described.
 """
 
 from __future__ import annotations

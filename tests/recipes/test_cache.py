@@ -1,4 +1,4 @@
-"""docs/recipes/cache.md: contract 10, a cache that is right again after any fault."""
+"""docs/recipes/cache.md: guarantee 10, a cache that is right again after any fault."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def right(database: Database, prices: Any) -> bool:
 
 
 def test_it_follows_every_change(database: Database, prices: Any) -> None:
-    """Contract 10: read when listening has begun, and kept up from there."""
+    """Guarantee 10: read when listening has begun, and kept up from there."""
     assert prices.by_item == {"tea": 1, "rum": 1}
     database.execute("insert into prices values ('gin', 7)")
     database.execute("update prices set price = 2 where item = 'tea'")
@@ -44,7 +44,7 @@ def test_it_follows_every_change(database: Database, prices: Any) -> None:
 
 
 def test_it_is_right_after_its_session_was_killed(database: Database, prices: Any) -> None:
-    """Contract 10: what changed while nobody could be told is read again, again and again."""
+    """Guarantee 10: what changed while nobody could be told is read again, again and again."""
     for price in range(2, 5):
         assert prices.fresh.wait(10)
         with database.unreachable():
@@ -57,7 +57,7 @@ def test_it_is_right_after_its_session_was_killed(database: Database, prices: An
 
 
 def test_it_is_right_while_sessions_are_killed_and_rows_change(database: Database, prices: Any) -> None:
-    """Contract 10: with changes before, during and after."""
+    """Guarantee 10: with changes before, during and after."""
     for number in range(30):
         database.execute(
             "insert into prices values ('tea', %s) on conflict (item) do update set price = excluded.price", [number]
@@ -70,7 +70,7 @@ def test_it_is_right_while_sessions_are_killed_and_rows_change(database: Databas
 def test_a_change_while_it_reads_is_not_lost(
     database: Database, prices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract 10: listening comes first, then reading, then what is notified from there on."""
+    """Guarantee 10: listening comes first, then reading, then what is notified from there on."""
     real, read = psycopg.connect, list[int]()
 
     class Slow:
@@ -99,7 +99,7 @@ def test_a_change_while_it_reads_is_not_lost(
 
 
 def test_reading_is_tried_again(database: Database, prices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contract 10: on_listen is not called again because it failed, so the recipe sees to it; stop() ends that."""
+    """Guarantee 10: on_listen is not called again because it failed, so the recipe sees to it; stop() ends that."""
     real, attempts = psycopg.connect, list[int]()
 
     def refused(*args: Any) -> Any:

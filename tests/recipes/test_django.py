@@ -1,4 +1,4 @@
-"""docs/recipes/django.md: contract 2, 10, 11 and 13 in a Django project."""
+"""docs/recipes/django.md: guarantees 2, 10, 11 and 13 in a Django project."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def manage(project: Path, code: str) -> None:
 
 
 def test_the_command_hears_of_orders_and_stops(database: Database, project: Path) -> None:
-    """Contract 10, 11, 13: orders in transactions, one rolled back, one placed while nobody listens."""
+    """Guarantees 10, 11, 13: orders in transactions, one rolled back, one placed while nobody listens."""
     shipped = "select id from shop_order where shipped order by id"
     log, heard = project / "log", list[object]()
     with Notifier(database.dsn) as notifier:
@@ -131,7 +131,7 @@ def others(database: Database) -> list[tuple[int]]:
 
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["forked", "preload"])
 def test_each_worker_of_a_server_listens(database: Database, project: Path, options: tuple[str, ...]) -> None:
-    """Contract 11: from its first request on, after the fork."""
+    """Guarantee 11: from its first request on, after the fork."""
     (project / "urls.py").write_text(
         PROJECT["urls.py"].replace("path(", "path('pid', pid), path(").replace("urlpatterns", PID + "\n\nurlpatterns")
     )

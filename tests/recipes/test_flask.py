@@ -1,4 +1,4 @@
-"""docs/recipes/flask.md: contract 11 under gunicorn, with forked workers."""
+"""docs/recipes/flask.md: guarantee 11 under gunicorn, with forked workers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def flags(database: Database, tmp_path: Path) -> Database:
 def test_every_worker_hears_every_notification(
     flags: Database, tmp_path: Path, options: tuple[str, ...], in_master: bool
 ) -> None:
-    """Contract 10, 11: each worker has a session of its own, reads again after a gap, and ends cleanly."""
+    """Guarantees 10, 11: each worker has a session of its own, reads again after a gap, and ends cleanly."""
     if in_master:  # what the page says of a module that listens when it is imported
         with (tmp_path / "app.py").open("a") as file:
             file.write("\n\nlisten()\n")

@@ -1,4 +1,4 @@
-"""docs/recipes/queue.md: contract 10, jobs that are found after every fault, each done once."""
+"""docs/recipes/queue.md: guarantee 10, jobs that are found after every fault, each done once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def workers(database: Database, monkeypatch: pytest.MonkeyPatch, count: int) -> 
 
 
 def test_several_processes_and_a_session_killed_in_the_midst(queue: Database, tmp_path: Path) -> None:
-    """Contract 10: each job is done once, though all sessions are ended again and again."""
+    """Guarantee 10: each job is done once, though all sessions are ended again and again."""
     write("queue.md", tmp_path, "worker.py")
     with ExitStack() as stack:
         children = [
@@ -102,7 +102,7 @@ def test_an_idle_worker_is_woken_and_asks_nothing(queue: Database, monkeypatch: 
 
 
 def test_jobs_enqueued_while_disconnected_are_found(queue: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contract 10: the gap wakes the workers, whose own connections know of nothing."""
+    """Guarantee 10: the gap wakes the workers, whose own connections know of nothing."""
     with workers(queue, monkeypatch, 2):
         for number in range(1, 4):
             with queue.unreachable("pgnotifier"):

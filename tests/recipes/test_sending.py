@@ -1,4 +1,4 @@
-"""docs/recipes/sending.md: contract 4, 7 and 13 with what is sent in SQL."""
+"""docs/recipes/sending.md: guarantees 4, 7 and 13 with what is sent in SQL."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def heard(database: Database) -> Iterator[Heard]:
 
 
 def test_many_in_one_statement(database: Database, heard: Heard) -> None:
-    """Contract 7: any values, in order, the same at the other end; one row comes back."""
+    """Guarantee 7: any values, in order, the same at the other end; one row comes back."""
     values = [{"id": 1}, None, True, "42", "text", ("a", b"b"), {1, 2}, 1.5, [], ""]
     RECIPE["send_many"](database.sender, "orders", values)
     assert heard.payloads() == values
@@ -88,7 +88,7 @@ def transactions(database: Database) -> int:
 
 
 def test_with_the_change_or_not_at_all(database: Database, heard: Heard) -> None:
-    """Contract 13: in the application's own transaction."""
+    """Guarantee 13: in the application's own transaction."""
     database.execute("insert into orders values (1, 5), (2, 5)")
     RECIPE["ship"](database.sender, 1)
     assert heard.payloads() == [{"id": 1, "shipped": True}]
@@ -124,7 +124,7 @@ def test_one_transaction_is_many_times_faster(database: Database, heard: Heard) 
 
 
 def test_what_others_send(database: Database, heard: Heard) -> None:
-    """Contract 7: the table of what is sent and what is received, line by line."""
+    """Guarantee 7: the table of what is sent and what is received, line by line."""
     rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", (RECIPES / "sending.md").read_text(), re.MULTILINE)
     assert len(rows) == 8
     for sent, received in rows:

@@ -74,7 +74,7 @@ def test_notifiers_of_one_server_hear_each_other(memory: MemoryServer) -> None:
 
 
 def test_notify_as_another_process(memory: MemoryServer, n: Any) -> None:
-    """Contract 4: with its pid; 0 on SYSCHAN makes an event."""
+    """Guarantee 4: with its pid; 0 on SYSCHAN makes an event."""
     got: list[Any] = []
     n.subscribe(1, "a", lambda *a: got.append(a))
     n.subscribe(1, n.SYSCHAN, lambda *a: got.append(a))
@@ -99,7 +99,7 @@ def test_what_was_sent_is_listed(memory: MemoryServer, n: Notifier) -> None:
 
 
 def test_equal_ones_of_a_transaction_are_folded(memory: MemoryServer, n: Any, log: Log) -> None:
-    """Contract 4."""
+    """Guarantee 4."""
     with memory.transaction() as transaction:
         for payload in ("x", "y", "x", "y", "z"):
             transaction.notify("a", payload)
@@ -123,7 +123,7 @@ def test_a_transaction_that_fails_sends_nothing(memory: MemoryServer, n: Any, lo
 
 @pytest.mark.parametrize("who", ["server", "notifier"])
 def test_limits(memory: MemoryServer, n: Notifier, who: str) -> None:
-    """Contract 12 and 13: PostgreSQL's."""
+    """Guarantees 12 and 13: PostgreSQL's."""
     notify = memory.notify if who == "server" else n.notify
     notify("é" * 31, "x" * 7999)
     for error, channel, payload in (
@@ -212,7 +212,7 @@ def test_settle_inside_a_callback(memory: MemoryServer, n: Any, events: Log) -> 
 
 
 def test_settle_with_coroutines(memory: MemoryServer, n: Any) -> None:
-    """Contract 8: in another thread than the event loop's; on it, the error says so."""
+    """Guarantee 8: in another thread than the event loop's; on it, the error says so."""
     got: list[Any] = []
 
     async def heard(id: Any, channel: str, payload: Any, pid: int) -> None:
@@ -240,7 +240,7 @@ def test_settle_with_coroutines(memory: MemoryServer, n: Any) -> None:
 
 
 def test_lose_and_restore(memory: MemoryServer, n: Any, log: Log, events: Log) -> None:
-    """Contract 6 and 10: the gap covers what is missed, the events come, and no time is spent."""
+    """Guarantees 6 and 10: the gap covers what is missed, the events come, and no time is spent."""
     began, before = time.monotonic(), datetime.now(timezone.utc)
     for cycle in range(1, 21):
         n.notify("a", 1)
@@ -281,7 +281,7 @@ def test_connection_lost_as_a_block(memory: MemoryServer, n: Any, log: Log) -> N
 
 
 def test_lost_while_stopped(memory: MemoryServer, n: Any, log: Log) -> None:
-    """Contract 2 and 11: start() raises, and leaves it stopped."""
+    """Guarantees 2 and 11: start() raises, and leaves it stopped."""
     n.lose_connection()
     n.stop()
     with pytest.raises(psycopg.OperationalError, match="terminating connection"):
@@ -294,7 +294,7 @@ def test_lost_while_stopped(memory: MemoryServer, n: Any, log: Log) -> None:
 
 
 def test_stop_while_lost(memory: MemoryServer, n: Any) -> None:
-    """Contract 11: at once, though the listener waits for the connection."""
+    """Guarantee 11: at once, though the listener waits for the connection."""
     n.lose_connection()
     began = time.monotonic()
     n.stop()
@@ -302,7 +302,7 @@ def test_stop_while_lost(memory: MemoryServer, n: Any) -> None:
 
 
 def test_the_server_stops_and_starts(memory: MemoryServer, n: Any, log: Log) -> None:
-    """Contract 2, 10 and 13: sending and constructing fail meanwhile."""
+    """Guarantees 2, 10 and 13: sending and constructing fail meanwhile."""
     other = memory.Notifier()
     n.notify("a", 1)
     n.settle()
@@ -322,7 +322,7 @@ def test_the_server_stops_and_starts(memory: MemoryServer, n: Any, log: Log) -> 
 
 
 def test_a_frozen_server(memory: MemoryServer) -> None:
-    """Contract 10: noticed by the heartbeat; what thaws in time is only late."""
+    """Guarantee 10: noticed by the heartbeat; what thaws in time is only late."""
     log = Log()
     n = memory.Notifier(heartbeat=0.3)
     n.subscribe("log", "a", log.heard, on_listen=log.told)
@@ -345,7 +345,7 @@ def test_a_frozen_server(memory: MemoryServer) -> None:
 
 
 def test_a_change_while_frozen_returns(memory: MemoryServer) -> None:
-    """Contract 10: a change that is not answered within the heartbeat is a lost connection."""
+    """Guarantee 10: a change that is not answered within the heartbeat is a lost connection."""
     log = Log()
     n = memory.Notifier(heartbeat=0.2)
     n.subscribe("log", "b", log.heard)
@@ -374,7 +374,7 @@ def test_what_thaws_needs_no_push(memory: MemoryServer) -> None:
 
 
 def test_refused_names(memory: MemoryServer, n: Any, log: Log, events: Log) -> None:
-    """Contract 5: the call raises and changes nothing; met while reconnecting it is reported."""
+    """Guarantee 5: the call raises and changes nothing; met while reconnecting it is reported."""
     memory.refuse(["b", "c"])
     with pytest.raises(psycopg.DataError, match="'b'"):
         n.subscribe(1, "b", print)
@@ -411,7 +411,7 @@ def test_refused_names(memory: MemoryServer, n: Any, log: Log, events: Log) -> N
 
 
 def test_raise_gap(memory: MemoryServer, n: Any, log: Log, events: Log) -> None:
-    """Contract 10: in the subscriber's stream, to those who hear the channel, and nothing else."""
+    """Guarantee 10: in the subscriber's stream, to those who hear the channel, and nothing else."""
     n.subscribe("other", "b", log.heard, on_listen=log.told)
     n.subscribe("without", "a", lambda *a: None)
     n.settle()
@@ -479,7 +479,7 @@ def test_it_stands_in_by_the_class(memory: MemoryServer, monkeypatch: pytest.Mon
     ],
 )
 def test_bad_arguments_are_refused(memory: MemoryServer, error: type[Exception], arguments: dict[str, Any]) -> None:
-    """Contract 12: as by the real one."""
+    """Guarantee 12: as by the real one."""
     texts = []
     for kind in (Notifier, memory.Notifier):
         with pytest.raises(error) as caught:
@@ -529,7 +529,7 @@ def test_an_unknown_statement_fails(memory: MemoryServer) -> None:
 
 
 def test_an_unlisten_from_elsewhere(memory: MemoryServer) -> None:
-    """Contract 10: the heartbeat sees that the session listens no longer."""
+    """Guarantee 10: the heartbeat sees that the session listens no longer."""
     log = Log()
     n = memory.Notifier(heartbeat=0.2)
     n.subscribe("log", "a", log.heard, on_listen=log.told)
@@ -545,7 +545,7 @@ def test_an_unlisten_from_elsewhere(memory: MemoryServer) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_has_a_server_of_its_own(memory: MemoryServer, n: Any, log: Log) -> None:
-    """Contract 11: stopped in the child, also where another thread had the server's lock; the parent goes on."""
+    """Guarantee 11: stopped in the child, also where another thread had the server's lock; the parent goes on."""
     done = threading.Event()
     far = [conn._far.fileno() for conn in memory._connections.values()]  # closed in the child
 

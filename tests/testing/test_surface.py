@@ -28,7 +28,7 @@ def shape(f: Any) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("name", [*PUBLIC, *(f"_Notifier__{name}" for name in SEAM)])
 def test_every_method_has_the_same_signature(name: str) -> None:
-    """Contract 3, 0.0.10's private seam too."""
+    """Guarantees 3, 0.0.10's private seam too."""
     real, memory = getattr(Notifier, name), getattr(MemoryNotifier, name)
     if callable(real):
         assert shape(memory) == shape(real)
@@ -37,7 +37,7 @@ def test_every_method_has_the_same_signature(name: str) -> None:
 
 
 def test_construction_takes_the_same_and_a_server() -> None:
-    """Contract 2."""
+    """Guarantee 2."""
     real = dict(inspect.signature(Notifier).parameters)
     memory = dict(inspect.signature(MemoryNotifier).parameters)
     assert memory.pop("server").default is None
@@ -47,7 +47,7 @@ def test_construction_takes_the_same_and_a_server() -> None:
 
 
 def test_status_has_the_same_keys(server: str) -> None:
-    """Contract 11."""
+    """Guarantee 11."""
     with Notifier(server) as real, MemoryNotifier() as memory:
         assert {k: type(v) for k, v in memory.status().items()} == {k: type(v) for k, v in real.status().items()}
 

@@ -1,4 +1,4 @@
-"""What must pass for mypy and pyright, as users write it (contract 3, 8, 10). Checked, never run."""
+"""What must pass for mypy and pyright, as users write it (guarantees 3, 8, 10). Checked, never run."""
 
 from __future__ import annotations
 

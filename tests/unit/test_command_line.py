@@ -1,4 +1,4 @@
-"""Contract 14 without a server: what `listen` shows of gaps and events, and what is said about errors."""
+"""Guarantee 14 without a server: what `listen` shows of gaps and events, and what is said about errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract 10: what every subscription was told, against a model that is a record of moments."""
+"""Guarantee 10: what every subscription was told, against a model that is a record of moments."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ steps = st.one_of(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(steps, max_size=40))
 def test_every_stretch_is_told_once_under_its_gravest_reason(script: list[tuple[str, str, int]]) -> None:
-    """Contract 10: the first time, each reason, what overlaps, what could not be told, and no second first time."""
+    """Guarantee 10: the first time, each reason, what overlaps, what could not be told, and no second first time."""
     hearing, reg = Hearing(), EMPTY
     model: dict[tuple[str, Hashable], Model] = {}
     active: set[str] = set()
@@ -143,7 +143,7 @@ def followed(hearing: Hearing, reg: Registry, active: set[str], seconds: int) ->
 
 
 def test_subscribing_again_is_no_new_first_time() -> None:
-    """Contract 10."""
+    """Guarantee 10."""
     hearing = Hearing()
     reg = registry.subscribe(EMPTY, 1, "a", Subscription(call, on_listen=call), 1)
     assert followed(hearing, reg, {"a"}, 0) == [None]
@@ -155,7 +155,7 @@ def test_subscribing_again_is_no_new_first_time() -> None:
 
 
 def test_a_lost_connection_while_muted_is_one_gap() -> None:
-    """Contract 10: causes that overlap make one Gap, under the gravest reason, from the earliest moment."""
+    """Guarantee 10: causes that overlap make one Gap, under the gravest reason, from the earliest moment."""
     hearing = Hearing()
     reg = registry.subscribe(EMPTY, 1, "a", Subscription(call, on_listen=call), 1)
     assert followed(hearing, reg, {"a"}, 0) == [None]
@@ -180,7 +180,7 @@ gaps = st.builds(
 
 @given(st.lists(gaps, min_size=1, max_size=6))
 def test_merged_gaps_cover_all_of_them(parts: list[Gap]) -> None:
-    """Contract 10: the gravest reason, the longest stretch, a sum where every count is known."""
+    """Guarantee 10: the gravest reason, the longest stretch, a sum where every count is known."""
     whole: Gap | None = None
     for part in parts:
         whole = merge(whole, part)

@@ -1,4 +1,4 @@
-"""Contract 4, 9 and 10: one bounded mailbox, against a list of places that never forgets what was put where."""
+"""Guarantees 4, 9 and 10: one bounded mailbox, against a list of places that never forgets what was put where."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class Driver:
 @settings(max_examples=600, deadline=None)
 @given(operations, st.integers(1, 40))
 def test_a_mailbox_forgets_nothing_but_what_it_tells(ops: list[tuple[str, str, int]], limit: int) -> None:
-    """Contract 9 and 10: order, latest in its place, exact sums, gaps where they stood, `oldest` never too late."""
+    """Guarantees 9 and 10: order, latest in its place, exact sums, gaps where they stood, `oldest` never too late."""
     driver = Driver(limit)
     for op, channel, number in ops:
         getattr(driver, op)(channel, number)
@@ -197,7 +197,7 @@ def test_a_mailbox_forgets_nothing_but_what_it_tells(ops: list[tuple[str, str, i
 
 
 def test_a_stuck_mailbox_keeps_the_exact_moment_and_no_history() -> None:
-    """Contract 10: `since` is the last moment at which all was well, however old the call that is stuck."""
+    """Guarantee 10: `since` is the last moment at which all was well, however old the call that is stuck."""
     box = Mailbox("id", 4)
     assert box.claim.acquire(False)
     box.put([note("a", 0)], at(0))
@@ -215,7 +215,7 @@ def test_a_stuck_mailbox_keeps_the_exact_moment_and_no_history() -> None:
 
 
 def test_room_counts_what_was_taken_and_not_begun() -> None:
-    """Contract 9: at most `max_pending`, whatever a worker has in its hand."""
+    """Guarantee 9: at most `max_pending`, whatever a worker has in its hand."""
     box = Mailbox("id", 80)
     box.put([note("a", i) for i in range(80)], at(0))
     assert box.room == 0
@@ -229,7 +229,7 @@ def test_room_counts_what_was_taken_and_not_begun() -> None:
 
 
 def test_patience_ends_after_a_second_unless_the_subscriber_is_fast() -> None:
-    """Contract 9: without limit above 10,000 a second, otherwise one second in all, renewed when it was empty."""
+    """Guarantee 9: without limit above 10,000 a second, otherwise one second in all, renewed when it was empty."""
     box = Mailbox("id", 1000)
     for _ in range(400):
         box.waited(0.05, 1000)
@@ -245,7 +245,7 @@ def test_patience_ends_after_a_second_unless_the_subscriber_is_fast() -> None:
 
 
 def test_clear_keeps_syschan_and_returns_what_is_untold() -> None:
-    """Contract 6 and 11: what waits is thrown away, `stopped` and its like are not."""
+    """Guarantees 6 and 11: what waits is thrown away, `stopped` and its like are not."""
     box = Mailbox("id", 100)
     gap = Gap("a", "connection", at(0), at(1))
     box.put([note("a", 1)], at(0))
@@ -262,7 +262,7 @@ def test_clear_keeps_syschan_and_returns_what_is_untold() -> None:
 
 
 def test_latest_does_not_cross_into_a_new_subscription() -> None:
-    """Contract 9: what comes for a new subscription takes no place of the one before it."""
+    """Guarantee 9: what comes for a new subscription takes no place of the one before it."""
     moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
     box = Mailbox("id", 100)
     box.put_latest(note("a", 1), moment)

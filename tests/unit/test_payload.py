@@ -1,4 +1,4 @@
-"""Contract 7: decode and encode."""
+"""Guarantee 7: decode and encode."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def exactly(value: Any) -> Any:
 @settings(max_examples=500, deadline=None)
 @given(values)
 def test_what_is_encoded_comes_back(value: object) -> None:
-    """Contract 7."""
+    """Guarantee 7."""
     assert same(decode(encode(value)), value)
 
 
 def reference(text: str) -> Any:
-    """JSON without constants, else a literal, else the text: the contract's own words. It may warn."""
+    """JSON without constants, else a literal, else the text: guarantee 7 in its own words. It may warn."""
 
     def refuse(name: str) -> Any:
         raise ValueError(name)
@@ -103,7 +103,7 @@ pieces = st.sampled_from(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(pieces, max_size=12).map("".join) | texts | values.map(repr))
 def test_decode_is_literal_eval_and_json(text: str) -> None:
-    """Contract 7."""
+    """Guarantee 7."""
     value = decode(text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -128,12 +128,12 @@ def test_decode_is_literal_eval_and_json(text: str) -> None:
     ],
 )
 def test_examples(text: str, value: object) -> None:
-    """Contract 7."""
+    """Guarantee 7."""
     assert same(decode(text), value)
 
 
 def test_what_cannot_be_encoded_is_refused() -> None:
-    """Contract 7."""
+    """Guarantee 7."""
     loop: list[Any] = []
     loop.append(loop)
     deep: Any = 1
@@ -149,7 +149,7 @@ def test_what_cannot_be_encoded_is_refused() -> None:
 
 
 def test_two_adjacent_surrogates_stay_two() -> None:
-    """Contract 7."""
+    """Guarantee 7."""
     for text in ("\ud83d\ude00", "'\ud83d\ude00", "\"\ud83d\ude00'"):
         assert decode(encode(text)) == text
 
@@ -231,7 +231,7 @@ def new_rng() -> random.Random:
 
 
 def test_a_hundred_thousand_texts() -> None:
-    """Contract 7: JSON, else what `ast.literal_eval` gives, else the text; warnings are errors meanwhile."""
+    """Guarantee 7: JSON, else what `ast.literal_eval` gives, else the text; warnings are errors meanwhile."""
     rng = new_rng()
     texts = [random_text(rng) for _ in range(100_000)]
     found = [decode(text) for text in texts]
@@ -251,7 +251,7 @@ def test_a_hundred_thousand_texts() -> None:
 
 
 def test_twenty_thousand_values_come_back() -> None:
-    """Contract 7: of the same type, all the way down."""
+    """Guarantee 7: of the same type, all the way down."""
     rng = new_rng()
     for _ in range(20_000):
         value = random_value(rng, 4)
@@ -307,7 +307,7 @@ HOSTILE = [
 
 
 def test_the_longest_payloads() -> None:
-    """Contract 7: whatever the bytes, never an error, and none takes long."""
+    """Guarantee 7: whatever the bytes, never an error, and none takes long."""
     assert {size(text) for text in HOSTILE} == {LONGEST}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -325,7 +325,7 @@ def test_the_longest_payloads() -> None:
 
 
 def test_the_longest_payloads_on_a_small_stack() -> None:
-    """Contract 7. In a process of its own: where the stack does not suffice, that dies."""
+    """Guarantee 7. In a process of its own: where the stack does not suffice, that dies."""
     script = f"""if True:
         import sys, threading
         sys.path[:0] = {[str(Path(__file__).parent)]}
@@ -356,7 +356,7 @@ def test_the_longest_payloads_on_a_small_stack() -> None:
 
 @pytest.mark.parametrize("action", ["error", "always"])
 def test_no_warning_from_eight_threads_at_once(action: Any) -> None:
-    """Contract 7: nothing is shown, the value does not depend on the filters, and they are as before."""
+    """Guarantee 7: nothing is shown, the value does not depend on the filters, and they are as before."""
     rng = new_rng()
     warning = [piece for piece in PIECES if "\\" in piece or "or" in piece or "if" in piece]
     texts = [f"[{rng.choice(warning)}, {rng.choice(warning)}]" for _ in range(300)] + [
@@ -394,7 +394,7 @@ def test_no_warning_from_eight_threads_at_once(action: Any) -> None:
 
 
 def test_eight_threads_with_the_garbage_collector_in_between() -> None:
-    """Contract 7: never raises. `ast` counts its recursion for all threads together on 3.11 (CPython's gh-106905).
+    """Guarantee 7: never raises. `ast` counts its recursion for all threads together on 3.11 (CPython's gh-106905).
 
     A collection that runs Python code lets another thread in, in mid-parse; `SystemError` is what came of it.
     """
@@ -435,7 +435,7 @@ def test_eight_threads_with_the_garbage_collector_in_between() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_while_another_thread_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contract 7 and 11: the child decodes, and its warnings are filtered as before."""
+    """Guarantees 7 and 11: the child decodes, and its warnings are filtered as before."""
     inside, go_on = threading.Event(), threading.Event()
     literal_eval = ast.literal_eval
 
