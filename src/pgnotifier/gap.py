@@ -1,4 +1,4 @@
-"""The record of a stretch in which notifications may have been missed (contract 10), and how two become one. Pure."""
+"""The record of a period in which notifications may have been missed (guarantee 10), and how two become one. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the process does to notifiers: its end, and fork (contract 11)."""
+"""What the process does to notifiers: its end, and fork (guarantee 11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pure: text from the wire to values, and back (contract 7). No I/O, no threads but one lock.
+"""Pure: text from the wire to values, and back (guarantee 7). No I/O, no threads but one lock.
 
 JSON is tried first: it is many times faster than `ast.literal_eval`, and where a text is both, the value
 is the same but for two escapes in which JSON is right.

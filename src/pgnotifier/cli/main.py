@@ -1,4 +1,4 @@
-"""The command line: arguments, dispatch, exit status (contract 14).
+"""The command line: arguments, dispatch, exit status (guarantee 14).
 
 0 is success, 1 a failure, 2 bad usage, 130 Ctrl-C. An error is one line on standard error, without a password in it.
 """

@@ -1,4 +1,4 @@
-"""How the command line writes: plain text in pipes, colours and a live line on a terminal (contract 14).
+"""How the command line writes: plain text in pipes, colours and a live line on a terminal (guarantee 14).
 
 `rich` draws where it is installed (extra `demo`); without it, with NO_COLOR and with TERM=dumb, no escape sequence
 is written at all. Nothing here knows what is shown. All but `printable` belongs to the main thread.

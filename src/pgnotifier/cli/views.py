@@ -24,7 +24,7 @@ class View(Protocol):
         """A stretch in which notifications may have been missed."""
 
     def event(self, at: datetime, event: Mapping[str, Any]) -> Line:
-        """An event of the notifier's own (contract 6)."""
+        """An event of the notifier's own (guarantee 6)."""
 
 
 class Plain:

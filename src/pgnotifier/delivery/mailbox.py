@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..gap import Gap
 from .coverage import ListenCall
+from .patience import Rate
 from .runs import Entry, Latest, Run
 
 if TYPE_CHECKING:
     from ..registry import Subscription
 
 MAX_TURN = 256  # notifications that are taken at a time
-FAST = 10_000  # notifications a second: the listener waits without limit for a subscriber that takes more
-GRACE_SECONDS = 0.05  # of being full, after which that is known
-RATE_SECONDS = 0.5  # of being full, over which it is measured
 ROOM_SHARE = 2  # the listener is woken when half of a full mailbox is free
 
 
@@ -59,15 +57,12 @@ class Mailbox:
         "batch",
         "blocking",
         "entries",
-        "full_since",
-        "full_taken",
         "hand",
         "held",
         "id",
         "latest",
         "limit",
-        "rate_seconds",
-        "rate_taken",
+        "rate",
         "resume_at",
         "state",
         "sub",
@@ -94,9 +89,7 @@ class Mailbox:
         self.resume_at = 0.0  # monotonic seconds
         self.taken = 0
         self.blocking = False  # the listener waits for room here
-        self.full_since: float | None = None  # monotonic seconds
-        self.full_taken = 0
-        self.rate_seconds, self.rate_taken = 0.0, 0.0  # how long it was full, and how many were taken
+        self.rate = Rate()
         self.unannounced: dict[str, int] = {}  # by channel, what was dropped and no event has told
         self.announced = 0.0  # monotonic seconds of the last such event
 
@@ -117,28 +110,6 @@ class Mailbox:
     def has_room(self) -> bool:
         """Whether a full mailbox has room that is worth posting for."""
         return not self.entries or self.room * ROOM_SHARE >= self.limit
-
-    def is_full(self, moment: float) -> None:
-        """The listener found no room."""
-        if self.full_since is None:
-            self.full_since, self.full_taken = moment, self.taken
-
-    def is_full_no_longer(self, moment: float) -> None:
-        """A turn has made room."""
-        if self.full_since is not None:
-            self.rate_seconds += moment - self.full_since
-            self.rate_taken += self.taken - self.full_taken
-            self.full_since = None
-            if self.rate_seconds > RATE_SECONDS:
-                self.rate_seconds, self.rate_taken = self.rate_seconds / 2, self.rate_taken / 2
-
-    def is_fast(self, moment: float) -> bool | None:
-        """Whether it empties faster than `FAST`, as long as it is full; None where that is not known yet."""
-        seconds, taken = self.rate_seconds, self.rate_taken
-        if self.full_since is not None:
-            seconds += moment - self.full_since
-            taken += self.taken - self.full_taken
-        return None if seconds < GRACE_SECONDS else taken > FAST * seconds
 
     # -- in ------------------------------------------------------------------------------------------------
 

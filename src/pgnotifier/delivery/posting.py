@@ -46,7 +46,7 @@ class Posting:
         if not self._blocking:
             return
         moment = monotonic()
-        slow = [box.full_since is not None and box.is_fast(moment) is False for box in self._blocking]
+        slow = [b.rate.is_measured and b.rate.is_fast(moment, b.taken) is False for b in self._blocking]
         for box in self._blocking:
             box.blocking = False
         self._blocking = []
@@ -76,8 +76,8 @@ class Posting:
         if box.has_room and box.room > 0:
             return min(fit, box.room)  # the rest may well fit next time
         moment = monotonic()
-        box.is_full(moment)
-        fast = box.is_fast(moment)
+        box.rate.begin(moment, box.taken)
+        fast = box.rate.is_fast(moment, box.taken)
         if box.state is not PAUSED and (fast is not False or self._patience.left(moment)):
             if not box.blocking:
                 if not self._blocking:

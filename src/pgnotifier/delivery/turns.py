@@ -116,8 +116,8 @@ class Turns:
                             found = box, box.hand  # type: ignore[assignment]
                     if found is None:
                         self._end(box, worker.failed)
-                    if box.full_since is not None and box.has_room:
-                        box.is_full_no_longer(monotonic())
+                    if box.rate.is_measured and box.has_room:
+                        box.rate.end(monotonic(), box.taken)
                 worker.delivered, worker.failed = 0, None
                 if found is None:
                     worker.until, found = 0.0, self._take()
@@ -144,7 +144,7 @@ class Turns:
         with self.lock:
             self._end(box, failed)
             if box.has_room:
-                box.is_full_no_longer(monotonic())
+                box.rate.end(monotonic(), box.taken)
         self.wake()
         self._after(box)
 
