@@ -198,9 +198,7 @@ class Supervisor:
             self._finish(life, deadline if drain and wait else None)
         if wait:
             turns.reclaim()
-            turns.bell.wait_for(
-                lambda: self.shared.dispatcher.running or workers.ended, max(0.0, deadline - monotonic())
-            )
+            turns.bell.wait_for(lambda: turns.running or workers.ended, max(0.0, deadline - monotonic()))
         with self.shared.lock:
             if self.shared.life is None:
                 self.shared.stopped.set()

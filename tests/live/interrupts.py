@@ -178,7 +178,8 @@ class Trial:
             status = self.n.status()
             if what == "pending" and status["pending"] == 0:
                 return True
-            if what != "pending" and not [t for t in threading.enumerate() if t.name.startswith(what)]:
+            # Ctrl-C in Thread.start() can leave a thread listed that never begins: it has no ident.
+            if what != "pending" and not [t for t in threading.enumerate() if t.ident and t.name.startswith(what)]:
                 return True
             time.sleep(0.001)
         return False

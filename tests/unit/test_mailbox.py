@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from psycopg import Notify
 
 from pgnotifier.delivery.coverage import ListenCall
-from pgnotifier.delivery.mailbox import FAST, GRACE_SECONDS, MAX_TURN, NEXT, RATE_SECONDS, Mailbox, State
+from pgnotifier.delivery.mailbox import MAX_TURN, NEXT, Mailbox, State
+from pgnotifier.delivery.patience import FAST, GRACE_SECONDS, RATE_SECONDS
 from pgnotifier.delivery.runs import Decoded, Latest, Run
 from pgnotifier.gap import GRAVEST_FIRST, Gap, Reason
 from pgnotifier.registry import Subscription
@@ -404,30 +405,30 @@ def test_a_latest_that_is_in_hand_keeps_its_notification() -> None:
 def test_how_fast_a_full_mailbox_empties_is_known_after_a_moment(rate: int, fast: bool) -> None:
     """Guarantee 9: the listener waits without limit for a subscriber that takes more than 10,000 a second."""
     box = Mailbox("id", 1000)
-    assert box.is_fast(0.0) is None
-    box.is_full(0.0)
-    assert box.is_fast(GRACE_SECONDS / 2) is None
+    assert box.rate.is_fast(0.0, box.taken) is None
+    box.rate.begin(0.0, box.taken)
+    assert box.rate.is_fast(GRACE_SECONDS / 2, box.taken) is None
     box.taken += int(rate * GRACE_SECONDS)
-    assert box.is_fast(GRACE_SECONDS) is fast
-    box.is_full(GRACE_SECONDS)  # it was already
-    box.is_full_no_longer(GRACE_SECONDS)
-    assert box.is_fast(1000.0) is fast  # a time with room counts for nothing
+    assert box.rate.is_fast(GRACE_SECONDS, box.taken) is fast
+    box.rate.begin(GRACE_SECONDS, box.taken)  # it was already
+    box.rate.end(GRACE_SECONDS, box.taken)
+    assert box.rate.is_fast(1000.0, box.taken) is fast  # a time with room counts for nothing
     box.taken += 10**9
-    box.is_full_no_longer(2000.0)
-    assert box.is_fast(2000.0) is fast
+    box.rate.end(2000.0, box.taken)
+    assert box.rate.is_fast(2000.0, box.taken) is fast
 
 
 def test_a_subscriber_that_becomes_slow_is_found_slow() -> None:
     """Guarantee 9: what was measured long ago counts less and less."""
     box, moment = Mailbox("id", 1000), 0.0
     for rate in [FAST * 4] * 40 + [0] * 40:
-        box.is_full(moment)
+        box.rate.begin(moment, box.taken)
         moment += RATE_SECONDS / 4
         box.taken += int(rate * RATE_SECONDS / 4)
-        box.is_full_no_longer(moment)
+        box.rate.end(moment, box.taken)
         if rate:
-            assert box.is_fast(moment)
-    assert box.is_fast(moment) is False
+            assert box.rate.is_fast(moment, box.taken)
+    assert box.rate.is_fast(moment, box.taken) is False
 
 
 def refused(change: Callable[[State], None], state: State) -> None:

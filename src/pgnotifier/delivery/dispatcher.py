@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import datetime
 from operator import itemgetter
-from time import monotonic
 from typing import Any
 
 from pyrsistent import PMap
@@ -20,13 +19,12 @@ from ..gap import Gap, Reason
 from ..log import WARNING, log
 from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Subscription, Touched
 from .coverage import Coverage, ListenCall
-from .mailbox import IDLE, PAUSED, RUNNING, Mailbox
+from .mailbox import IDLE, PAUSED, Mailbox
 from .posting import Posting
 from .runs import Entry, Run
 from .turns import Turns
 
 MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
-ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow
 
 _channel = itemgetter(0)  # of a psycopg.Notify
 
@@ -41,7 +39,6 @@ class Dispatcher:
     def __init__(self, max_pending: int, delay: Callable[[int], float], on_room: Callable[[], None]) -> None:
         self.limit, self._delay, self._on_room = max_pending, delay, on_room
         self.lock: Any = threading.RLock()  # an RLock knows whether the current thread holds it
-        self.running = False
         self.coverage = Coverage()
         self.boxes: dict[Hashable, Mailbox] = {}
         self.turns = Turns(self.lock, delay, self._give_back, self._forget, self._after)
@@ -78,7 +75,7 @@ class Dispatcher:
         sub = registered
         if sub is not None and (sub.mute or entry is None or entry.mute):
             sub = None
-        if not self.running and (box is None or name not in box.subs):
+        if not self.turns.running and (box is None or name not in box.subs):
             sub = None  # a stopped notifier calls nobody
         since = confirmed
         calls: list[ListenCall] = []
@@ -144,7 +141,7 @@ class Dispatcher:
                 end += 1
             with self.lock:
                 posting.resume()
-                route, fit = posting.plan(channel, end - done) if self.running else (((), ()), end - done)
+                route, fit = posting.plan(channel, end - done) if self.turns.running else (((), ()), end - done)
                 everything, latest = route
                 if fit and (everything or latest):
                     part = batch if fit == size else batch[done : done + fit]
@@ -166,7 +163,7 @@ class Dispatcher:
     def event(self, payload: dict[str, Any]) -> None:
         """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. Any thread."""
         with self.lock:
-            if self.running:
+            if self.turns.running:
                 self.posting.event(payload)
         self.turns.wake()
 
@@ -192,15 +189,8 @@ class Dispatcher:
 
     def _announce(self) -> None:
         """Log what mailboxes lost, and tell SYSCHAN's subscribers, once a second for each mailbox."""
-        moment = monotonic()
-        told: list[tuple[Hashable, dict[str, int]]] = []
         with self.lock:
-            for box in tuple(self.posting.late):
-                idle = not box.entries and box.state is not RUNNING
-                if idle or moment - box.announced >= ANNOUNCE_SECONDS:
-                    self.posting.late.remove(box)
-                    told.append((box.id, box.unannounced))
-                    box.unannounced, box.announced = {}, moment
+            told = self.posting.to_announce()
         for id, gone in told:
             for channel, number in gone.items():
                 log(WARNING, "subscriber %r is too slow: %d notifications on %r were dropped", id, number, channel)
@@ -220,7 +210,6 @@ class Dispatcher:
     def begin(self) -> None:
         """From now on what arrives is delivered."""
         with self.lock:
-            self.running = True
             self.turns.begin(list(self.boxes.values()))
 
     def halt(self, event: dict[str, Any] | None, confirmed: datetime) -> None:
@@ -229,7 +218,7 @@ class Dispatcher:
         What waits is thrown away. Workers end when nothing is left. A no-op on a halted dispatcher.
         """
         with self.lock:
-            if self.running:
+            if self.turns.running:
                 moment = now()
                 self.active = NO_CHANNELS
                 self.coverage.lose("stopped", confirmed, moment)
@@ -243,7 +232,7 @@ class Dispatcher:
                                 self.coverage.give_back(box.id, call)
                     self._forget(box)
                 self.posting.halt(event)
-                self.running = self.turns.running = False
+                self.turns.running = False
         self.turns.wake()
         self._on_room()
 

@@ -16,10 +16,11 @@ from psycopg import Notify
 
 from ..clock import now
 from ..registry import EMPTY, SYSCHAN, Registry
-from .mailbox import IDLE, PAUSED, Mailbox
+from .mailbox import IDLE, PAUSED, RUNNING, Mailbox
 from .patience import Patience
 from .runs import UNKNOWN, Decoded, Run
 
+ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow
 LOOK_AGAIN = 0.02  # seconds after which the listener measures again how fast a full mailbox is emptied
 
 Route = tuple[tuple[Mailbox, ...], tuple[Mailbox, ...]]  # mailboxes that want everything, and only the latest
@@ -132,6 +133,17 @@ class Posting:
         self._blocking = []
         if event is not None:
             self.event(event)
+
+    def to_announce(self) -> list[tuple[Hashable, dict[str, int]]]:
+        """For each mailbox that has caught up, or was announced a while ago: its id, and what it lost by channel."""
+        told: list[tuple[Hashable, dict[str, int]]] = []
+        moment = monotonic()
+        for box in tuple(self.late):
+            if (not box.entries and box.state is not RUNNING) or moment - box.announced >= ANNOUNCE_SECONDS:
+                self.late.remove(box)
+                told.append((box.id, box.unannounced))
+                box.unannounced, box.announced = {}, moment
+        return told
 
     def make_room(self, box: Mailbox, size: int) -> None:
         """Throw away the oldest, no more than needed, and note what has to be announced."""
