@@ -99,7 +99,7 @@ def test_a_change_while_it_reads_is_not_lost(
 
 
 def test_reading_is_tried_again(database: Database, prices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guarantee 10: on_listen is not called again because it failed, so the recipe sees to it; stop() ends that."""
+    """Guarantee 10: the recipe reads again by itself, because it reads in on_change, too; stop() ends that."""
     real, attempts = psycopg.connect, list[int]()
 
     def refused(*args: Any) -> Any:
