@@ -127,11 +127,16 @@ def test_subscribing_again_is_no_new_first_time() -> None:
     assert first is not None
     assert first.gap is None
     assert update(True, True) is None
+    assert update(True, False) is None
+    second = update(True, True)
+    assert second is not None
+    assert second.gap is not None
     assert update(False, False) is None
     again = update(True, True)
     assert again is not None
     assert again.gap is None
-    assert coverage.give_back(1, first), "the call of the one before is not due"
+    for call in (first, second):
+        assert coverage.give_back(1, call), "the call of the one before is not due"
     assert not coverage.give_back(1, again)
 
 

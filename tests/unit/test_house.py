@@ -20,7 +20,7 @@ MAX_LINES = 260
 MAX_LOCKS = 10
 LONGER = {"notifier"}  # public methods with long docstrings
 LOCKS = {"RLock", "Lock", "allocate_lock", "Condition"}
-IMPURE = {"threading", "time", "random", "logging", "socket", "select", "asyncio", "psycopg", "os"}
+IMPURE = {"threading", "time", "random", "logging", "socket", "select", "asyncio", "psycopg"}
 
 ROOT = Path(pgnotifier.__file__).parent
 
