@@ -127,11 +127,16 @@ def test_subscribing_again_is_no_new_first_time() -> None:
     assert first is not None
     assert first.gap is None
     assert update(True, True) is None
+    assert update(True, False) is None
+    second = update(True, True)
+    assert second is not None
+    assert second.gap is not None
     assert update(False, False) is None
     again = update(True, True)
     assert again is not None
     assert again.gap is None
-    assert coverage.give_back(1, first), "the call of the one before is not due"
+    for call in (first, second):
+        assert coverage.give_back(1, call), "the call of the one before is not due"
     assert not coverage.give_back(1, again)
 
 
@@ -173,9 +178,10 @@ def test_a_clock_that_was_set_back_makes_a_gap_longer(monkeypatch: pytest.Monkey
 def test_two_calls_become_one_where_both_have_a_gap() -> None:
     state = object()
     one, two = Gap("a", "muted", at(0), at(1)), Gap("a", "connection", at(2), at(3))
-    both = ListenCall("a", one).merged(ListenCall("a", two, state))
-    assert both is not None
-    assert (both.channel, both.gap, both.state) == ("a", merge(one, two), state)
+    for first, second in ((state, None), (None, state)):
+        both = ListenCall("a", one, first).merged(ListenCall("a", two, second))
+        assert both is not None
+        assert (both.channel, both.gap, both.state) == ("a", merge(one, two), state)
     assert ListenCall("a", None).merged(ListenCall("a", two)) is None
     assert ListenCall("a", one).merged(ListenCall("a", None)) is None
     assert ListenCall("b", one).merged(ListenCall("a", two)) is None

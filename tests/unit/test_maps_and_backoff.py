@@ -1,9 +1,6 @@
-"""The public map helpers, the backoff policy and the floors of the house."""
+"""The public map helpers and the backoff policy."""
 
 from __future__ import annotations
-
-import ast
-from pathlib import Path
 
 from pyrsistent import freeze, pmap
 
@@ -27,44 +24,3 @@ def test_backoff_is_bounded_and_grows() -> None:
     tops = [backoff.delay(n, 0.1, 30, 1.0) for n in range(1, 12)]
     assert tops == sorted(tops)
     assert tops[-1] == 30
-
-
-FLOORS = [
-    "libpq",
-    "errors clock",
-    "gap maps payload backoff conninfo",
-    "types",
-    "registry",
-    "hearing",
-    "items",
-    "arguments log flag",
-    "wire",
-    "session mailbox",
-    "guard workers sender listener boxes",
-    "loops",
-    "calls",
-    "posting",
-    "delivery",
-    "link lifecycle",
-    "keeper",
-    "notifier terminal",
-    "advice views",
-    "doctor demo",
-    "commands",
-    "cli",
-]
-FORBIDDEN = {"threading", "time", "random", "logging", "socket", "asyncio", "psycopg"}
-
-
-def test_imports_go_down_only() -> None:
-    """design.md: the floors."""
-    source = Path(backoff.__file__).parent
-    level = {name: n for n, names in enumerate(FLOORS) for name in names.split()}
-    for name, n in level.items():
-        for node in ast.walk(ast.parse((source / f"{name}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                for target in [node.module] if node.module else [a.name for a in node.names]:
-                    assert level[str(target)] < n, f"{name} imports {target}"
-            elif isinstance(node, ast.Import | ast.ImportFrom) and n < 6 and name not in ("errors", "clock"):
-                names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-                assert not FORBIDDEN & {str(m).split(".")[0] for m in names}, name
