@@ -159,8 +159,8 @@ class Session:
             results = answer(other, self._breaker, deadline, limit)
             heard = int(results[0].get_value(0, 0)) != self.pid
             while heard and not any(n.channel == channel for n in self._arrived):
+                heard = self._breaker.wait(deadline, self.fileno)
                 self._arrived = self.drain()
-                heard = self._breaker.wait(deadline, self.fileno) or bool(self._arrived)
         finally:
             other.close()
         if not heard:
