@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import socket
 import threading
 import uuid
@@ -98,7 +99,7 @@ def _row(conn: Conn, query: str) -> tuple[Any, ...]:
 
 
 def _database(conn: Conn) -> Check:
-    name, user = _row(conn, "SELECT current_database(), current_user")
+    name, user = _row(conn, "SELECT pg_catalog.current_database(), current_user")
     info = conn.info
     where = info.host if info.host.startswith("/") else f"{info.host}:{info.port}"
     return Check(
@@ -110,7 +111,7 @@ def _database(conn: Conn) -> Check:
 
 
 def _primary(conn: Conn) -> Check:
-    (standby,) = _row(conn, "SELECT pg_is_in_recovery()")
+    (standby,) = _row(conn, "SELECT pg_catalog.pg_is_in_recovery()")
     if standby:
         return Check("primary", "failed", "a standby: it refuses LISTEN and NOTIFY", advice.STANDBY)
     return Check("primary", "ok", "a primary")
@@ -139,12 +140,12 @@ def _session(one: Conn, two: Conn, channel: str) -> Check:
     A pooler in transaction mode gives `two` the server session that `one` has just used, and `one` another.
     """
     one.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-    pids = {_row(one, "SELECT pg_backend_pid()")[0]}
+    pids = {_row(one, "SELECT pg_catalog.pg_backend_pid()")[0]}
     with two.transaction():
         two.execute("SELECT 1")
-        pids.add(_row(one, "SELECT pg_backend_pid()")[0])
-        listening = {row[0] for row in one.execute("SELECT pg_listening_channels()")}
-    pids.add(_row(one, "SELECT pg_backend_pid()")[0])
+        pids.add(_row(one, "SELECT pg_catalog.pg_backend_pid()")[0])
+        listening = {row[0] for row in one.execute("SELECT pg_catalog.pg_listening_channels()")}
+    pids.add(_row(one, "SELECT pg_catalog.pg_backend_pid()")[0])
     if len(pids) > 1:
         return Check("pooler", "failed", "a pooler changes the session between transactions", advice.POOLER)
     if channel not in listening:
@@ -158,7 +159,7 @@ def _round_trip(one: Conn, two: Conn, channel: str) -> Check:
     times = []
     for number in range(ROUNDS):
         began = monotonic()
-        two.execute("SELECT pg_notify(%s, %s)", (channel, str(number)))
+        two.execute("SELECT pg_catalog.pg_notify(%s, %s)", (channel, str(number)))
         if not any(n.payload == str(number) for n in one.notifies(timeout=ARRIVAL, stop_after=1)):
             detail = f"sent from a second connection, not there within {ARRIVAL:g} s"
             return Check("delivery", "failed", detail, advice.POOLER)
@@ -169,7 +170,7 @@ def _round_trip(one: Conn, two: Conn, channel: str) -> Check:
 
 
 def _queue(conn: Conn) -> Check:
-    (usage,) = _row(conn, "SELECT pg_notification_queue_usage()")
+    (usage,) = _row(conn, "SELECT pg_catalog.pg_notification_queue_usage()")
     facts, detail = {"usage": usage}, f"{usage:.2%} of the notification queue is used"
     if usage < 0.1:
         return Check("queue", "ok", detail, facts=facts)
@@ -183,14 +184,24 @@ def _queue(conn: Conn) -> Check:
     )
 
 
-_SEEN = """SELECT pid, state LIKE 'idle in transaction%', wait_event = 'ClientWrite'
-FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND (query ~* '^\\s*(un)?listen\\M'
-OR application_name = 'pgnotifier' AND query NOT LIKE 'SELECT pg_notify%')"""
+# Compared here, not there: operators too are found by the search_path (guarantee 12).
+_SEEN = """SELECT pid, state, wait_event, application_name, query, datname, pg_catalog.current_database(),
+pg_catalog.pg_backend_pid() FROM pg_catalog.pg_stat_activity"""
+
+
+def _seen(conn: Conn) -> list[tuple[int, bool, bool]]:
+    """Other sessions of this database that seem to listen: pid, in an open transaction, does not read."""
+    return [
+        (pid, (state or "").startswith("idle in transaction"), wait_event == "ClientWrite")
+        for pid, state, wait_event, name, query, database, here, own in conn.execute(_SEEN.encode())
+        if database == here and pid != own
+        if re.match(r"\s*(un)?listen\b", query or "", re.IGNORECASE)
+        or (name == "pgnotifier" and "pg_notify(" not in (query or ""))
+    ]
 
 
 def _listeners(conn: Conn) -> Check:
-    seen = conn.execute(_SEEN.encode()).fetchall()
+    seen = _seen(conn)
     facts = {"pids": sorted(row[0] for row in seen)}
     stuck = [
         f"{pid} {what}"
@@ -215,11 +226,11 @@ def _listeners(conn: Conn) -> Check:
 
 def _version(conn: Conn) -> Check:
     number = conn.info.server_version
-    (name,) = _row(conn, "SELECT current_setting('server_version')")
+    (name,) = _row(conn, "SELECT pg_catalog.current_setting('server_version')")
     facts = {"server_version": number}
     if number >= 190000:
         return Check("version", "ok", f"PostgreSQL {name}", facts=facts)
-    (count,) = _row(conn, f"SELECT count(*) FROM ({_SEEN}) seen")
+    count = len(_seen(conn))
     detail = f"PostgreSQL {name}; before 19 every NOTIFY wakes every listening session of the database"
     remedy = "keep listening sessions few: one Notifier a process, or PostgreSQL 19"
     return Check("version", "ok" if count < CROWD else "warning", detail, remedy if count >= CROWD else None, facts)

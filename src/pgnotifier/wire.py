@@ -84,7 +84,7 @@ class Connection(psycopg.Connection[Any]):
         self._said: deque[psycopg.OperationalError] = deque(maxlen=1)
         self.add_notice_handler(partial(_keep, self._said))  # no method of its own, which would be a cycle
 
-    def __del__(self) -> None:
+    def __del__(self, *_: Any) -> None:
         """Warn of nothing: what Ctrl-C has orphaned libpq's handle closes, but for a parent's in a forked child."""
 
     @property
