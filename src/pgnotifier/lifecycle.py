@@ -6,8 +6,11 @@ import atexit
 import contextlib
 import os
 import sys
+from time import monotonic
 from typing import Any
 from weakref import WeakSet
+
+CALLS_TIME = 0.5  # seconds that running callbacks of all notifiers have to end when the interpreter does
 
 _alive: WeakSet[Any] = WeakSet()
 
@@ -25,9 +28,10 @@ def _at_exit() -> None:
                 notifier.wait()
     except KeyboardInterrupt:
         pass
+    deadline = monotonic() + CALLS_TIME
     for notifier in list(_alive):
         with contextlib.suppress(KeyboardInterrupt, Exception):
-            notifier.stop(timeout=0.5)
+            notifier.stop(timeout=max(0.0, deadline - monotonic()))
 
 
 def _in_child() -> None:

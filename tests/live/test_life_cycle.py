@@ -51,6 +51,35 @@ def test_exit_is_quiet(server: str) -> None:
     assert (code, out, err) == (0, "end\n", "")
 
 
+@pytest.mark.parametrize("daemon", [True, False])
+def test_exit_with_ten_stuck_notifiers_takes_a_second(server: str, daemon: bool) -> None:
+    """Guarantee 11: they share it."""
+    process = script(
+        server,
+        f"""
+        all = [Notifier(sys.argv[1], daemon={daemon}) for _ in range(10)]
+        begun = threading.Barrier(11)
+        def stuck(*a):
+            begun.wait()
+            time.sleep(30)
+        for n in all:
+            n.subscribe(1, "a", stuck)
+        all[0].notify("a")
+        begun.wait()
+        if not {daemon}:
+            for n in all:
+                n.stop(0)
+        print("end", flush=True)
+        """,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    since = time.monotonic()
+    code, out, err = finish(process)
+    assert (code, out, err) == (0, "", "")
+    assert time.monotonic() - since < 1.5  # the interpreter's own end is in it
+
+
 def test_daemon_false_keeps_running_until_stop(server: str) -> None:
     code, out, err = finish(
         script(

@@ -103,7 +103,7 @@ def _make_tables(conn: psycopg.Connection[Any], schema: str) -> None:
         sql.SQL(
             """CREATE FUNCTION {s}.tell() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
-                PERFORM pg_notify(TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, json_build_object(
+                PERFORM pg_catalog.pg_notify(TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, json_build_object(
                     'table', TG_TABLE_NAME, 'op', TG_OP, 'row', row_to_json(NEW))::text);
                 RETURN NEW;
             END $$"""
@@ -155,7 +155,7 @@ def _burst(n: Notifier, dsn: str, schema: str) -> None:
         with psycopg.connect(dsn, autocommit=True) as conn:
             for first in range(0, BURST, 100):
                 conn.execute(
-                    "SELECT pg_notify(%s, i::text) FROM generate_series(%s::int, %s::int) i",
+                    "SELECT pg_catalog.pg_notify(%s, i::text) FROM generate_series(%s::int, %s::int) i",
                     (channel, first, first + 99),
                 )
 
