@@ -220,8 +220,8 @@ class Supervisor:
             life.close()
         elif listener is not None:
             listener.wake()
-            life.ended.wait(STOP_SECONDS)
-            listener.join(STOP_SECONDS)
+            if life.ended.wait(STOP_SECONDS):
+                listener.join(STOP_SECONDS)
         if drain_until is not None:
             self._drain(life, drain_until)
         self.shared.end(life, {"event": "stopped"})

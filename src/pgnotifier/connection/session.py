@@ -126,8 +126,8 @@ class Session(Exchange):
             results = answer(other, self._token, deadline, limit)
             heard = int(results[0].get_value(0, 0)) != self.pid
             while heard and not any(n.channel == channel for b in self.backlog for n in b.notifications):
+                heard = self._token.wait(deadline, self.fileno)
                 self.read()
-                heard = self._token.wait(deadline, self.fileno) or bool(self.backlog)
         finally:
             other.close()
         if not heard:

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from ..clock import earliest
 from ..gap import Gap
 from .coverage import ListenCall
 from .patience import Rate
@@ -57,6 +58,7 @@ class Mailbox:
         "batch",
         "blocking",
         "entries",
+        "first",
         "hand",
         "held",
         "id",
@@ -84,9 +86,9 @@ class Mailbox:
         self.held = 0  # notifications in hand whose call has not begun, as counted when they were taken
         self.turn = 8  # notifications to take at a time: more where the callback is fast
         self.latest: dict[str, Latest] = {}  # places that are open
+        self.first: set[str] = set()  # channels whose first call of on_listen waits
         self.batch: Any = None  # what an event loop has of it
-        self.attempt = 0  # failed calls of the on_listen that is called again
-        self.resume_at = 0.0  # monotonic seconds
+        self.attempt, self.resume_at = 0, 0.0  # failed calls of on_listen, and when it is called again (monotonic)
         self.taken = 0
         self.blocking = False  # the listener waits for room here
         self.rate = Rate()
@@ -132,6 +134,8 @@ class Mailbox:
     def tell(self, call: ListenCall) -> None:
         """Append a call of `on_listen`; nothing that comes later takes a place before it."""
         self.latest.pop(call.channel, None)
+        if call.gap is None:
+            self.first.add(call.channel)
         last = self.entries[-1] if self.entries else None
         both = last.merged(call) if isinstance(last, ListenCall) else None
         if both is not None:
@@ -140,6 +144,8 @@ class Mailbox:
 
     def tell_first(self, call: ListenCall) -> None:
         """Have `call` made before all that waits, together with one that waits for the same channel."""
+        if call.gap is None:
+            self.first.add(call.channel)
         for place, entry in enumerate(self.entries):
             if isinstance(entry, ListenCall) and entry.channel == call.channel and entry.gap is None:
                 return  # a first call covers everything before it
@@ -159,6 +165,8 @@ class Mailbox:
             entry = entries.popleft()
             sub = self.subs.get(entry.channel)
             if isinstance(entry, ListenCall):
+                if entry.gap is None:
+                    self.first.discard(entry.channel)
                 if sub is None or sub.on_listen is None:
                     continue  # the callback was replaced by one without on_listen
             else:
@@ -186,6 +194,8 @@ class Mailbox:
         """Have what of the hand was not begun stand before all that waits."""
         self.done()
         self.entries.appendleft(rest)
+        if isinstance(rest, ListenCall) and rest.gap is None:
+            self.first.add(rest.channel)
         if isinstance(rest, Run):
             self.waiting += rest.stop - rest.start
             self.taken -= rest.stop - rest.start
@@ -211,9 +221,10 @@ class Mailbox:
                 self.waiting -= size
                 gone[channel] = gone.get(channel, 0) + size
                 sub = self.subs.get(channel)
-                if sub is None or sub.on_listen is None:
+                told = (channel, False) in calls or channel not in self.first  # else the first call covers it
+                if sub is None or sub.on_listen is None or not told:
                     continue
-                call = ListenCall(channel, Gap(channel, "overflow", entry.since, until, size))
+                call = ListenCall(channel, Gap(channel, "overflow", earliest(entry.since), until, size))
             else:
                 call = entry
             key = channel, call.gap is not None
@@ -228,8 +239,7 @@ class Mailbox:
         the calls of `on_listen` that will not be made.
         """
         since: datetime | None = None
-        calls: list[ListenCall] = []
-        hand = self.hand
+        calls, hand = list[ListenCall](), self.hand
         if hand is not None and hand.channel == channel:
             if isinstance(hand, Run):
                 since = hand.since
@@ -246,4 +256,5 @@ class Mailbox:
         if len(kept) < len(self.entries):
             self.entries = kept
         self.latest.pop(channel, None)
+        self.first.discard(channel)
         return since, calls
