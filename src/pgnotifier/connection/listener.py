@@ -215,7 +215,7 @@ class Listener:
                     loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)
                 came = reading and session.read()
                 seconds = owner.hand_over(session) if session.backlog else 0.0
-                heard, self._heard = self._heard or came, False
+                heard, self._heard = self._heard or came or not reading, False
                 latest = session.check(heard)
                 if seconds:
                     latest = min(latest, monotonic() + seconds)

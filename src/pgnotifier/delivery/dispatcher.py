@@ -215,7 +215,8 @@ class Dispatcher:
     def halt(self, event: dict[str, Any] | None, confirmed: datetime) -> None:
         """Begin no call from now on, but those of SYSCHAN's subscribers, with `event` as the last.
 
-        What waits is thrown away. Workers end when nothing is left. A no-op on a halted dispatcher.
+        What waits is thrown away. Workers end when nothing is left, and are woken by the caller, without the lock. A
+        no-op on a halted dispatcher.
         """
         with self.lock:
             if self.turns.running:
@@ -233,8 +234,6 @@ class Dispatcher:
                     self._forget(box)
                 self.posting.halt(event)
                 self.turns.running = False
-        self.turns.wake()
-        self._on_room()
 
     def for_child(self, confirmed: datetime) -> Dispatcher:
         """In a forked child: a dispatcher that knows what subscribers were told, with a lock that nobody holds."""
