@@ -157,6 +157,8 @@ class Listening:
                 life.to(RECONNECTING)
                 self.shared.last_error = describe(error)
             waiting = self.shared.record(listener)
+            if life.listener is not None and life.listener is not listener:  # asked to take over: its callers, too
+                waiting += self.shared.record(life.listener)
         self.shared.report(waiting)
         session.close()
         if stopping:

@@ -231,7 +231,7 @@ class Supervisor:
         for batch in rest:
             while batch.notifications and monotonic() < deadline:
                 count, seconds = self.listening.notify(batch.notifications, batch.since)
-                del batch.notifications[:count]
+                batch.notifications = batch.notifications[count:]  # a copy: runs keep the list
                 self.shared.dispatcher.turns.bell.wait_for(lambda: False, seconds)
         self.wait_idle(deadline)
 

@@ -71,7 +71,8 @@ def test_the_reason(db: Server, channel: str, how: str, heartbeat: float, caplog
     lines = [record.getMessage() for record in caplog.records]
     assert [line for line in lines if line.startswith("the connection is lost") and line.endswith(reason)]
     assert "secret" not in "".join(lines)
-    assert "server closed the connection unexpectedly" not in "".join(lines)
+    lost = [line for line in lines if line.startswith("the connection is lost")]  # attempts to connect may fail so
+    assert "server closed the connection unexpectedly" not in "".join(lost)
 
 
 def test_the_reason_while_a_change_waits_for_its_answer(db: Server, channel: str) -> None:

@@ -122,7 +122,7 @@ class Exchange(ABC):
         """The first `count` notifications of the oldest batch have gone into mailboxes."""
         batch = self.backlog[0]
         if count < len(batch.notifications):
-            del batch.notifications[:count]
+            batch.notifications = batch.notifications[count:]  # a copy: runs keep the list
             return
         self.backlog.popleft()
         if not self.backlog:
