@@ -148,7 +148,7 @@ class Dispatcher:
                     run = posting.run(route, channel, part, since)
                     posting.put(everything[:MAX_SLICE], run)
                     posting.put_latest(latest, run)
-            for begin in range(MAX_SLICE, len(everything), MAX_SLICE):
+            for begin in range(MAX_SLICE, len(everything) if fit else 0, MAX_SLICE):
                 self.turns.wake()
                 with self.lock:  # some may have been unsubscribed since
                     posting.put([b for b in everything[begin : begin + MAX_SLICE] if channel in b.subs], run)
