@@ -125,6 +125,9 @@ for worker in workers:
     worker.join()
 gc.set_threshold(700)
 gc.collect()
+deadline = time.monotonic() + 5
+while [t for t in threading.enumerate() if t.name == "pgnotifier-change"] and time.monotonic() < deadline:
+    time.sleep(0.001)  # what a finalizer called under a lock may take effect later
 n.start()
 n.subscribe("probe", "probe", lambda *a: heard.append(a[2]))
 sender.execute("select pg_notify('probe', '1')")

@@ -73,6 +73,11 @@ class Coverage:
         state.covered = covered
         return call
 
+    def is_told(self, channel: str, id: Hashable) -> bool:
+        """Whether the first call of `on_listen` was made, or waits."""
+        state = self._states.get(channel, {}).get(id)
+        return state is not None and state.told
+
     def lose(self, reason: Reason, since: datetime, until: datetime, error: str | None = None) -> None:
         """No subscription is covered any more; all had heard everything before `since`."""
         for channel, states in self._states.items():

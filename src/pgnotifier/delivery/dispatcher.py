@@ -77,6 +77,10 @@ class Dispatcher:
             sub = None
         if not self.turns.running and (box is None or name not in box.subs):
             sub = None  # a stopped notifier calls nobody
+        wanted = registered is not None and registered.on_listen is not None
+        covered = sub is not None and name in self.active
+        if wanted and not covered and not self.coverage.is_told(name, id):
+            sub = None  # no call comes before the first on_listen
         since = confirmed
         calls: list[ListenCall] = []
         if sub is not None:
@@ -87,8 +91,6 @@ class Dispatcher:
                 box.sub = sub
         elif box is not None and box.subs.pop(name, None) is not None:
             since, calls = self._void(box, name, confirmed)
-        wanted = registered is not None and registered.on_listen is not None
-        covered = sub is not None and name in self.active
         due = self.coverage.update(name, id, wanted, covered, since, now())
         for call in calls:
             self.coverage.give_back(id, call)

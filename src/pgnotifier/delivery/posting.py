@@ -92,7 +92,8 @@ class Posting:
     def _route(self, channel: str) -> Route:
         entry = self.registry.channels.get(channel)
         pairs = () if entry is None or not entry.valid else entry.subscribers.items()
-        subs = [(self._boxes[id], sub) for id, sub in pairs if not sub.mute and id in self._boxes]
+        boxes = ((self._boxes.get(id), sub) for id, sub in pairs)
+        subs = [(box, sub) for box, sub in boxes if box is not None and channel in box.subs]
         return tuple(b for b, sub in subs if not sub.latest), tuple(b for b, sub in subs if sub.latest)
 
     def run(self, route: Route, channel: str, notifications: Sequence[Any], since: datetime) -> Run:
