@@ -40,7 +40,7 @@ class Listening:
             if listener.cancelled:
                 return False
             listener.begun = True
-            if before is None or life.stopping or life.session is not None:
+            if before is None or before.over or life.stopping or life.session is not None:
                 if before is not None:
                     before.ending = True
                 return True
@@ -168,7 +168,7 @@ class Listening:
             while seconds := self.hand_over(session):
                 life.token.wait(monotonic() + seconds)
         except Abandoned:
-            pass
+            life.rest = session.backlog  # of which `stop(drain=True)` delivers what it can
         life.confirmed = session.confirmed
         self.shared.dispatcher.lose("connection", session.confirmed, describe(error))
         if isinstance(error, psycopg.Error | UnicodeError | OSError):
@@ -197,7 +197,9 @@ class Listening:
             life.confirmed, life.rest = session.confirmed, session.backlog
         if failed:  # it could not connect, or met what it did not expect
             self.shared.end(life, {"event": "stopped"} if life.started.is_set() else None)
-            self.shared.stopped.set()
+            with self.shared.lock:
+                if self.shared.life is None:
+                    self.shared.stopped.set()
         life.close()
 
     def wake(self) -> None:

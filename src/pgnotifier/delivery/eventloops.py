@@ -88,6 +88,8 @@ class EventLoops:
 
     async def _call(self, batch: Batch, sub: Subscription) -> None:
         box, channel = batch.box, batch.hand.channel
+        if box.batch is not batch or box.sub is not sub:
+            return  # void or replaced since the task was made: `_step` decides anew
         batch.begun = batch.items.popleft()  # not before: a task that is cancelled before it begins loses nothing
         _, payload, pid = batch.begun
         try:

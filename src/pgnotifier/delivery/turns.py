@@ -91,15 +91,13 @@ class Turns:
 
     def wake(self) -> None:
         """Wake as many idle workers as mailboxes are ready; all when they have to end. Without the lock."""
-        if self.orphaned:
+        if self.orphaned and not self.lock._is_owned():  # otherwise the next one sees to it
             self.orphaned = False
             self.reclaim()
         count = min(len(self._queue), len(self._idle)) if self.running else len(self._idle)
-        for _ in range(count):
-            try:
-                self._idle.pop().release()
-            except IndexError:
-                return
+        for waiter in reversed(tuple(self._idle)):  # they leave the list themselves: Ctrl-C here loses none
+            if count > 0:
+                count -= _release(waiter)
 
     def next(self, worker: Worker) -> tuple[Mailbox, Entry] | None:
         """End the worker's turn, and wait for the next one; None where it has to end. Without the lock."""
@@ -132,12 +130,9 @@ class Turns:
             if found is not None:
                 return found
             box = None
-            if not worker.waiter.acquire(timeout=seconds):
-                with self.lock:
-                    if worker.waiter in self._idle:
-                        self._idle.remove(worker.waiter)
-                        continue
-                worker.waiter.acquire()  # somebody is about to release it
+            worker.waiter.acquire(timeout=seconds)
+            with self.lock:
+                self._idle.remove(worker.waiter)
 
     def release(self, box: Mailbox, failed: ListenCall | None = None) -> None:
         """End the turn of a mailbox on an event loop. Without the lock."""
@@ -162,7 +157,7 @@ class Turns:
             box.to(PAUSED)
             self._paused.append(box)
             if self._idle:
-                self._idle.pop().release()  # a worker has to wait no longer than until then
+                _release(self._idle[-1])  # a worker has to wait no longer than until then
             return
         if failed is not None:
             self._void(box, failed)
@@ -190,3 +185,12 @@ class Turns:
             box.to(IDLE)
             self._empty(box)
         return None
+
+
+def _release(waiter: Any) -> bool:
+    """Wake the worker that waits with this lock; False where it is awake already."""
+    try:
+        waiter.release()
+    except RuntimeError:
+        return False
+    return True
