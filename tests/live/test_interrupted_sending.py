@@ -130,12 +130,16 @@ def test_in_a_signal_handler_within_itself(
     depth = 0
 
     def handler() -> None:
-        nonlocal inner, longest, nested
+        nonlocal inner, longest, nested, depth
+        if depth > 3:  # each needs a session of its own, and a server has not very many
+            return
         number = inner = inner + 1
-        nested += depth
+        nested += depth > 0
+        depth += 1
         since = time.monotonic()
         n.notify(channel, f"inner {number}")
         longest = max(longest, time.monotonic() - since)
+        depth -= 1
 
     with Notifier(make_conninfo(server, application_name=channel)) as n:
         heard = Heard(n, channel)
@@ -144,15 +148,15 @@ def test_in_a_signal_handler_within_itself(
         with Signals(400, 0.008) as signals:
             while not signals.done.is_set():
                 outer += 1
-                depth = 1
+                depth += 1
                 n.notify(channel, f"outer {outer}")
-                depth = 0
+                depth -= 1
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         assert nested > 100
         assert longest < 2
         sent = Counter([*(f"inner {i + 1}" for i in range(inner)), *(f"outer {i + 1}" for i in range(outer))])
         until(lambda: heard.count == sent)
-        assert sessions(sender, channel) <= 4
+        until(lambda: sessions(sender, channel) <= 5)
     until(lambda: sessions(sender, channel) == 0)
 
 
