@@ -34,7 +34,7 @@ class Witness:
         with psycopg.connect(self._conn.info.dsn, autocommit=True) as other:
             other.execute("select pg_notify(%s, 'mark')", (self.channel,))
         while not self.count.pop("mark", 0):
-            for n in self._conn.notifies(timeout=0.05):
+            for n in self._conn.notifies(timeout=0.005):
                 self.count[n.payload] += 1
                 if n.payload != "mark":
                     self.pid = n.pid
@@ -67,11 +67,11 @@ def test_its_session_is_terminated(db: Server, witness: Witness) -> None:
 
 def test_its_session_is_idle_for_too_long(db: Server, witness: Witness) -> None:
     """Guarantee 13: a limit of the server for idle sessions, just below and just above the pause between calls."""
-    with Notifier(f"{db.dsn} options='-c idle_session_timeout=20'", heartbeat=0.005, retry_delay=(0.01, 0.1)) as n:
-        numbers = range(60)
+    with Notifier(f"{db.dsn} options='-c idle_session_timeout=60'", heartbeat=0.02, retry_delay=(0.01, 0.1)) as n:
+        numbers = range(40)
         for number in numbers:
             n.notify(witness.channel, str(number))
-            time.sleep(0.01 + number * 0.0004)
+            time.sleep(0.04 + number * 0.001)
         assert witness.read() == Counter(map(str, numbers))
 
 

@@ -83,6 +83,7 @@ def sessions(sender: Conn, name: str) -> int:
 
 
 @posix
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C in a finalizer
 def test_ctrl_c_a_thousand_times(
     server: str, sender: Conn, channel: str, on_signal: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -256,6 +257,7 @@ def test_what_callbacks_send_while_all_is_stopped(server: str, sender: Conn, cha
         for number in range(5):
             n.notify(channel, number)
         assert begun.wait(5)
+        until(lambda: n.status()["received"] == 5)
         n.stop(drain=True)
         assert n.status()["delivered"] == 5
         until(lambda: sessions(sender, channel) == 0)
