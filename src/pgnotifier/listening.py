@@ -160,10 +160,11 @@ class Listening:
             if life.listener is not None and life.listener is not listener:  # asked to take over: its callers, too
                 waiting += self.shared.record(life.listener)
         self.shared.report(waiting)
-        session.close()
         if stopping:
-            life.confirmed, life.rest = session.confirmed, session.backlog
+            self._keep(life, session)
+            session.close()
             return
+        session.close()
         try:
             while seconds := self.hand_over(session):
                 life.token.wait(monotonic() + seconds)
@@ -177,6 +178,15 @@ class Listening:
             log(CRITICAL, "the listener met what it did not expect, and connects again", error=error)
         self.shared.dispatcher.event({"event": "disconnected", "error": describe(error)})
 
+    def _keep(self, life: Lifetime, session: Session) -> None:
+        """Keep what the session has read for `stop(drain=True)`, which also gets what has arrived since."""
+        if life.drains:
+            try:
+                session.read()
+            except Exception:
+                pass  # what had arrived before is in the backlog
+        life.confirmed, life.rest = session.confirmed, session.backlog
+
     def ended(self, listener: Listener) -> None:
         """A listener thread ends; the last one of a lifetime closes what that holds."""
         life = listener.life
@@ -189,12 +199,7 @@ class Listening:
             return
         session = life.session
         if session is not None:
-            if life.drains:
-                try:
-                    session.read()
-                except Exception:
-                    pass  # what had arrived is in the backlog
-            life.confirmed, life.rest = session.confirmed, session.backlog
+            self._keep(life, session)
         if failed:  # it could not connect, or met what it did not expect
             self.shared.end(life, {"event": "stopped"} if life.started.is_set() else None)
             with self.shared.lock:

@@ -93,7 +93,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _literal_eval(text: str) -> Any:
-    for _ in range(3):
+    for _ in range(50):  # after one such error the next is likely: one in seven while eight threads parse
         try:
             return ast.literal_eval(text)
         except SystemError:  # CPython 3.11 and 3.12: a garbage collection in mid-parse upsets the parser's own count

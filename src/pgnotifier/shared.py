@@ -116,6 +116,7 @@ class Shared:
         return before is None or before.over
 
     def end(self, life: Lifetime, event: dict[str, Any] | None) -> None:
+        """The lifetime is over: nothing is posted after `event`. Without the lock; a second call does nothing."""
         with self.lock:
             if self.life is not life:
                 return  # another thread was first

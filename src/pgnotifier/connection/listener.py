@@ -30,7 +30,7 @@ NAME = "pgnotifier-listener"
 
 
 class Owner(Protocol):
-    """The supervisor, as its listener threads see it. All methods but `record` and `may_begin` are theirs alone."""
+    """The supervisor, as its listener threads see it. The threads alone call its methods."""
 
     def may_begin(self, listener: Listener) -> bool:
         """Whether the thread has something to do; if so, its predecessor has been asked to end."""

@@ -249,7 +249,7 @@ class Mailbox:
             if entry.channel != channel:
                 kept.append(entry)
             elif isinstance(entry, Run):
-                since = since or entry.since
+                since = min(since or entry.since, entry.since)
                 self.waiting -= entry.stop - entry.start
             else:
                 calls.append(entry)

@@ -68,7 +68,7 @@ class Posting:
             if box.room < 1 and channel not in box.latest:
                 fit = self._reduce(box, fit, 1, full)
         if fit and full:
-            fit = min(fit, *(box.limit - box.held for box, wanted in full if wanted > 1), fit)
+            fit = min([fit, *(box.limit - box.held for box, wanted in full if wanted > 1)])
             for box, wanted in full:
                 self.make_room(box, min(wanted, fit))
         return route, fit

@@ -35,7 +35,8 @@ class Turns:
 
     `delay(attempt)`: how many seconds a failed `on_listen` waits until it is called again. `void(mailbox, call)`
     takes back a call of `on_listen` that failed when its subscription was muted or gone. `empty(mailbox)` follows a
-    turn that left nothing; `after(mailbox)` follows every turn, without the lock.
+    turn that left nothing, and may be called for a mailbox that is still subscribed. `after(mailbox)` follows a turn
+    that somebody waits for, without the lock.
     """
 
     def __init__(
@@ -109,6 +110,8 @@ class Turns:
                 found: tuple[Mailbox, Entry] | None = None
                 if box is not None:
                     if worker.stays and box.entries and worker.failed is None:
+                        if type(box.hand) is ListenCall:
+                            box.attempt = 0
                         box.done()
                         if box.take():
                             found = box, box.hand  # type: ignore[assignment]

@@ -1,0 +1,591 @@
+"""Guarantees 4, 8 and 10: the queue of mailboxes, without a thread; every step of the table is reached."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timezone
+from time import monotonic
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import Notify
+
+from pgnotifier.delivery import turns as turns_module
+from pgnotifier.delivery.coverage import ListenCall
+from pgnotifier.delivery.dispatcher import Dispatcher
+from pgnotifier.delivery.eventloops import EventLoops
+from pgnotifier.delivery.mailbox import AWAITING, IDLE, NEXT, PAUSED, READY, RUNNING, Mailbox, State
+from pgnotifier.delivery.runs import Entry, Run
+from pgnotifier.delivery.turns import Turns, Worker
+from pgnotifier.registry import Subscription
+
+SINCE = datetime(2030, 1, 1, tzinfo=timezone.utc)
+Edge = tuple[State, State]
+
+
+def call(*_: Any) -> None:
+    pass
+
+
+def after(
+    turns: Turns,
+    box: Mailbox | None = None,
+    stays: bool = False,
+    delivered: int = 0,
+    failed: ListenCall | None = None,
+    worker: Worker | None = None,
+) -> tuple[Mailbox, Entry] | None:
+    """What a worker is given whose last turn was so."""
+    worker = worker or Worker()
+    worker.box, worker.stays, worker.delivered, worker.failed = box, stays, delivered, failed
+    return turns.next(worker)
+
+
+class Watched(Mailbox):
+    """A mailbox that records the changes of its state."""
+
+    __slots__ = ("_state", "edges")
+    edges: list[Edge]
+    _state: State
+
+    @property  # type: ignore[override]
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if hasattr(self, "edges"):
+            self.edges.append((self._state, state))
+        else:
+            self.edges = []
+        self._state = state
+
+
+class House:
+    """A dispatcher that no thread works for, and one mailbox on channel "c"; `take` and `end` are a worker's."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.dispatcher = Dispatcher(100, lambda attempt: delay, lambda: None)
+        self.turns: Turns = self.dispatcher.turns
+        self.loops = EventLoops(self.dispatcher, self)  # type: ignore[arg-type]
+        self.box = self.mailbox("id")
+        self.failures = self.number = 0
+        self.turn: tuple[Mailbox, Entry] | None = None
+
+    def failed(self, *_: object) -> None:
+        """As of the workers: what fails on an event loop comes here."""
+        self.failures += 1
+
+    def mailbox(self, id: str) -> Watched:
+        box = self.dispatcher.boxes[id] = Watched(id, 100)
+        box.subs["c"] = Subscription(call, on_listen=call)
+        return box
+
+    def put(self, count: int = 1, box: Mailbox | None = None) -> None:
+        box = self.box if box is None else box
+        notifications = [Notify("c", str(self.number + i), 1) for i in range(count)]
+        self.number += count
+        box.put(Run("c", notifications, SINCE, None, 0, count))
+        self.turns.add(box)
+
+    def tell(self) -> None:
+        self.box.tell(ListenCall("c", None))
+        self.turns.add(self.box)
+
+    def next(self, stay: bool = False, failed: ListenCall | None = None) -> tuple[Mailbox, Entry] | None:
+        """What a worker does between two turns; it does not wait, because the queue is not running."""
+        box, delivered = (None, 0) if self.turn is None else (self.turn[0], int(isinstance(self.turn[1], Run)))
+        self.turn = after(self.turns, box, stay, delivered, failed)
+        return self.turn
+
+    def fail(self) -> None:
+        """The call of `on_listen` that is in hand has raised."""
+        assert self.turn is not None
+        assert isinstance(self.turn[1], ListenCall)
+        self.next(failed=self.turn[1])
+
+    def ship(self, loop: Loop) -> bool:
+        """Hand the turn over to an event loop."""
+        assert self.turn is not None
+        (box, hand), self.turn = self.turn, None
+        sub = box.subs["c"] = box.sub = Subscription(call, loop=loop, awaits=True, tells_by_awaiting=True)
+        kept = self.loops.take(box, hand, sub, [(0, hand, 0)])
+        if not kept:
+            self.turn = box, hand
+        return kept
+
+
+class Loop:
+    """An event loop that does nothing until `closed`, and refuses then."""
+
+    closed = False
+
+    def call_soon_threadsafe(self, *_: object, context: object) -> None:
+        if self.closed:
+            raise RuntimeError("Event loop is closed")
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+# -- a scenario for every edge of the table -------------------------------------------------------------------
+
+
+def put(house: House) -> None:
+    house.put()
+
+
+def worker_takes(house: House) -> None:
+    house.put()
+    house.next()
+
+
+def all_thrown_away_before_a_worker_comes(house: House) -> None:
+    house.put()
+    house.box.purge("c")
+    assert house.next() is None
+
+
+def worker_is_through(house: House) -> None:
+    worker_takes(house)
+    assert house.next() is None
+
+
+def worker_leaves_the_rest(house: House) -> None:
+    house.put(100)
+    house.next()
+    other = house.mailbox("other")
+    house.put(1, other)
+    assert house.next() is not None
+    assert house.turn is not None
+    assert house.turn[0] is other, "each in its turn"
+
+
+def event_loop_calls(house: House) -> None:
+    worker_takes(house)
+    assert house.ship(Loop())
+
+
+def event_loop_was_closed(house: House) -> None:
+    worker_takes(house)
+    loop = Loop()
+    loop.closed = True
+    assert not house.ship(loop)
+    assert house.failures == 1
+
+
+def event_loop_is_through(house: House) -> None:
+    event_loop_calls(house)
+    house.turns.release(house.box)
+
+
+def event_loop_leaves_the_rest(house: House) -> None:
+    event_loop_calls(house)
+    house.put()
+    house.turns.release(house.box)
+
+
+def event_loop_fails_on_listen(house: House) -> None:
+    house.tell()
+    house.next()
+    assert house.ship(Loop())
+    assert isinstance(house.box.hand, ListenCall)
+    house.turns.release(house.box, house.box.hand)
+
+
+def on_listen_fails(house: House) -> None:
+    house.tell()
+    house.next()
+    house.dispatcher._delay = None  # type: ignore[assignment]
+    house.turns._delay = lambda attempt: 60.0
+    house.fail()
+
+
+def on_listen_is_due_again(house: House) -> None:
+    house.tell()
+    house.next()
+    house.fail()  # it is called again at once
+    assert house.turn is not None
+    assert isinstance(house.turn[1], ListenCall)
+
+
+SCENARIOS: dict[Edge, Callable[[House], None]] = {
+    (IDLE, READY): put,
+    (READY, RUNNING): worker_takes,
+    (READY, IDLE): all_thrown_away_before_a_worker_comes,
+    (RUNNING, IDLE): worker_is_through,
+    (RUNNING, READY): worker_leaves_the_rest,
+    (RUNNING, AWAITING): event_loop_calls,
+    (RUNNING, PAUSED): on_listen_fails,
+    (AWAITING, RUNNING): event_loop_was_closed,
+    (AWAITING, IDLE): event_loop_is_through,
+    (AWAITING, READY): event_loop_leaves_the_rest,
+    (AWAITING, PAUSED): event_loop_fails_on_listen,
+    (PAUSED, READY): on_listen_is_due_again,
+}
+
+
+def test_there_is_a_scenario_for_every_edge() -> None:
+    assert set(SCENARIOS) == {(old, new) for old in State for new in NEXT[old]}
+
+
+@pytest.mark.parametrize("edge", SCENARIOS, ids=lambda edge: f"{edge[0].name}-{edge[1].name}")
+def test_the_edge_is_reached(house: House, edge: Edge) -> None:
+    SCENARIOS[edge](house)
+    assert edge in house.box.edges
+    assert all(new in NEXT[old] for old, new in house.box.edges)
+
+
+# -- any sequence ------------------------------------------------------------------------------------------------
+
+operations = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "put",
+                "put",
+                "tell",
+                "next",
+                "next",
+                "stay",
+                "fail",
+                "ship",
+                "closed",
+                "release",
+                "awaited",
+                "void",
+                "begin",
+            ]
+        ),
+        st.integers(0, 1),
+        st.integers(1, 12),
+    ),
+    max_size=50,
+)
+
+
+class Player:
+    """Two mailboxes, one worker, an event loop; everything that is put is handled once, in order, or purged."""
+
+    def __init__(self) -> None:
+        self.house = House()
+        self.boxes = [self.house.box, self.house.mailbox("other")]
+        self.shipped: list[Watched] = []
+        self.due: dict[str, list[int]] = {"id": [], "other": []}
+
+    def play(self, op: str, which: int, count: int) -> None:
+        house, box = self.house, self.boxes[which]
+        turn = house.turn
+        if op == "put":
+            house.put(count, box)
+            self.due[str(box.id)] += range(house.number - count, house.number)
+        elif op == "tell":
+            box.tell(ListenCall("c", None))
+            house.turns.add(box)
+        elif op in ("next", "stay"):
+            self.through()
+            house.next(stay=op == "stay")
+        elif op == "fail" and turn is not None and isinstance(turn[1], ListenCall):
+            house.fail()
+        elif op in ("ship", "closed") and turn is not None and turn[0].hand is turn[1]:
+            loop = Loop()
+            loop.closed = op == "closed"
+            if house.ship(loop):
+                self.shipped.append(turn[0])  # type: ignore[arg-type]
+        elif op in ("release", "awaited") and self.shipped:
+            box = self.shipped.pop(0)
+            failed = box.hand if op == "awaited" and isinstance(box.hand, ListenCall) else None
+            if failed is None:
+                self.handled(box)
+            box.batch = None
+            house.turns.release(box, failed)
+        elif op == "void":
+            self.due[str(box.id)] = []
+            house.dispatcher._void(box, "c", SINCE)
+        elif op == "begin":
+            counts = [len(one.edges) for one in self.boxes]
+            house.turns.begin(list(house.dispatcher.boxes.values()))
+            house.turns.running = False
+            for one, count in zip(self.boxes, counts, strict=True):
+                del one.edges[count:]  # it sets the states anew, whatever they were
+
+    def handled(self, box: Mailbox) -> None:
+        hand, due = box.hand, self.due[str(box.id)]
+        if isinstance(hand, Run):
+            numbers = [int(n.payload) for n in hand.notifications[hand.start : hand.stop]]
+            assert numbers == due[: len(numbers)]
+            del due[: len(numbers)]
+
+    def through(self) -> None:
+        if self.house.turn is not None:
+            self.handled(self.house.turn[0])
+
+    def check(self) -> None:
+        turns, turn = self.house.turns, self.house.turn
+        for box in self.boxes:
+            assert all(new in NEXT[old] for old, new in box.edges), box.edges
+            assert turns._queue.count(box) == (box.state is READY)
+            assert turns._paused.count(box) == (box.state is PAUSED)
+            assert (box.state is RUNNING) == (turn is not None and turn[0] is box)
+            assert (box.state is AWAITING) == (box in self.shipped)
+            assert not (box.entries and box.state is IDLE), "it waits, and nobody will come"
+            assert (box.hand is None and not box.held) or box.state in (RUNNING, AWAITING)
+        busy = [box for box in self.boxes if box.state is not IDLE]
+        assert self.house.dispatcher.is_idle() == (not busy)
+
+    def judge(self) -> None:
+        while self.shipped:
+            self.play("release", 0, 0)
+        self.through()
+        while self.house.next() is not None:
+            self.through()
+        self.check()
+        assert self.due == {"id": [], "other": []}, "forgotten"
+        assert all(box.state is IDLE for box in self.boxes)
+
+
+@settings(max_examples=300, deadline=None)
+@given(operations)
+def test_any_sequence_keeps_to_the_table_and_forgets_nothing(script: list[tuple[str, int, int]]) -> None:
+    """A mailbox stands in the queue once, is handled by one at a time, and in order."""
+    player = Player()
+    for op, which, count in script:
+        player.play(op, which, count)
+        player.check()
+    player.judge()
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------
+
+
+def bare(delay: Callable[[int], float] = lambda attempt: 0.0) -> tuple[Turns, dict[str, list[Any]]]:
+    seen: dict[str, list[Any]] = {"void": [], "empty": [], "after": []}
+    turns = Turns(
+        threading.RLock(),
+        delay,
+        lambda box, call: seen["void"].append((box.id, call)),
+        lambda box: seen["empty"].append(box.id),
+        lambda box: seen["after"].append(box.id),
+    )
+    return turns, seen
+
+
+def mailbox(id: str, count: int = 0) -> Mailbox:
+    box = Mailbox(id, 100)
+    box.subs["c"] = Subscription(call, on_listen=call)
+    if count:
+        box.put(Run("c", [Notify("c", str(i), 1) for i in range(count)], SINCE, None, 0, count))
+    return box
+
+
+def test_a_worker_may_stay_with_a_mailbox_or_goes_to_the_next_in_the_queue() -> None:
+    """Guarantee 9: the mailbox that was left stands behind the others, and none starves."""
+    turns, _ = bare()
+    one, two = mailbox("one", 100), mailbox("two", 1)
+    turns.add(one)
+    turns.add(two)
+    turn = after(turns)
+    assert turn is not None
+    assert turn[0] is one
+    first = one.hand
+    turn = after(turns, one, True, 8, None)
+    assert turn is not None
+    assert turn[0] is one
+    assert one.hand is not first
+    assert one.state is RUNNING
+    turn = after(turns, one, False, 8, None)
+    assert turn is not None
+    assert turn[0] is two
+    assert (one.state, one.hand, one.held) == (READY, None, 0)
+    turn = after(turns, two, True, 1, None)
+    assert turn is not None
+    assert turn[0] is one
+    assert turns.delivered == 17
+
+
+def test_a_turn_is_followed_up_where_somebody_waits_for_it() -> None:
+    """The listener for room, a reader of events for what was dropped, a caller for the bell; else for nobody."""
+    turns, seen = bare()
+
+    def turn(blocking: bool = False, dropped: bool = False, subscribed: bool = True) -> None:
+        box, other = mailbox("one", 1), mailbox("other", 1)
+        turns.add(box)
+        assert after(turns) == (box, box.hand)
+        turns.add(other)
+        box.blocking, box.unannounced = blocking, {"c": 1} if dropped else {}
+        if not subscribed:
+            box.subs.clear()
+        assert after(turns, box) == (other, other.hand)
+
+    turn()
+    assert seen == {"void": [], "empty": [], "after": []}
+    turn(blocking=True)
+    turn(dropped=True)
+    assert seen["after"] == ["one", "one"]
+    turns.bell.wait_for(lambda: turn() or True)  # type: ignore[func-returns-value]
+    assert len(seen["after"]) > 2
+    assert seen["empty"] == []
+    turn(subscribed=False)
+    assert seen["empty"] == ["one"], "nothing is subscribed, so the mailbox can be forgotten"
+
+
+def test_a_failed_on_listen_waits_longer_each_time_and_begins_anew_when_it_returned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guarantee 10: the backoff of its attempts; what waits behind it keeps its order."""
+    moment = 50.0
+    monkeypatch.setattr(turns_module, "monotonic", lambda: moment)
+    turns, _ = bare(lambda attempt: 2.0**attempt)
+    box = mailbox("one")
+    box.tell(ListenCall("c", None))
+    box.put(Run("c", [Notify("c", "1", 1)], SINCE, None, 0, 1))
+    turns.add(box)
+    for attempt in (1, 2, 3):
+        turn = after(turns)
+        assert turn is not None
+        assert isinstance(turn[1], ListenCall)
+        assert after(turns, box, True, 0, turn[1]) is None
+        assert (box.state, box.attempt, box.resume_at) == (PAUSED, attempt, moment + 2.0**attempt)
+        turns.add(box)
+        assert box.state is PAUSED, "more that comes does not bring it forward"
+        moment += 2.0**attempt - 0.01
+        assert after(turns) is None
+        moment += 0.01
+    assert after(turns) is not None
+    turn = after(turns, box, False, 0, None)
+    assert turn is not None
+    assert isinstance(turn[1], Run)
+    assert after(turns, box, False, 1, None) is None
+    assert (box.state, box.attempt) == (IDLE, 0)
+
+
+def test_the_backoff_begins_anew_also_where_the_worker_stays_with_the_mailbox() -> None:
+    turns, _ = bare()
+    box = mailbox("one")
+    box.tell(ListenCall("c", None))
+    box.put(Run("c", [Notify("c", "1", 1)], SINCE, None, 0, 1))
+    turns.add(box)
+    turn = after(turns)
+    assert turn is not None
+    assert isinstance(turn[1], ListenCall)
+    turn = after(turns, box, False, 0, turn[1])
+    assert turn is not None
+    assert box.attempt == 1
+    turn = after(turns, box, True, 0, None)
+    assert turn is not None
+    assert isinstance(turn[1], Run)
+    assert box.attempt == 0
+
+
+def test_a_failed_call_whose_subscription_is_muted_is_taken_back() -> None:
+    turns, seen = bare()
+    box = mailbox("one")
+    box.tell(ListenCall("c", None))
+    turns.add(box)
+    turn = after(turns)
+    assert turn is not None
+    assert isinstance(turn[1], ListenCall)
+    box.purge("c")
+    assert after(turns, box, False, 0, turn[1]) is None
+    assert seen["void"] == [("one", turn[1])]
+    assert box.state is IDLE
+
+
+def test_waking_wakes_as_many_workers_as_mailboxes_are_ready_and_all_at_the_end() -> None:
+    turns, _ = bare()
+    turns.running = True
+    waiters = [threading.Lock() for _ in range(3)]
+    for waiter in waiters:
+        waiter.acquire()
+    turns._idle += waiters
+    turns.wake()
+    assert all(w.locked() for w in waiters)
+    turns.add(mailbox("one", 1))
+    turns.wake()
+    assert sum(w.locked() for w in waiters) == 2
+    turns.running = False
+    turns.wake()
+    assert not any(w.locked() for w in waiters)
+    turns.wake()
+
+
+def test_a_worker_waits_no_longer_than_until_an_on_listen_is_due() -> None:
+    turns, _ = bare(lambda attempt: 0.05)
+    turns.running = True
+    box = mailbox("one")
+    box.tell(ListenCall("c", None))
+    turns.add(box)
+    worker = Worker()
+    turn = after(turns, worker=worker)
+    assert turn is not None
+    assert isinstance(turn[1], ListenCall)
+    began = monotonic()
+    again = after(turns, box, failed=turn[1], worker=worker)
+    assert monotonic() - began < 0.9, "longer than the 0.05 seconds"
+    assert again is not None
+    assert again[1] is turn[1]
+    assert turns._idle == []
+
+
+def test_a_closed_event_loop_is_noticed_when_something_comes_for_it() -> None:
+    """Guarantee 8: its mailbox is taken back on the next waking, not under the lock."""
+    turns, _ = bare()
+    reclaimed: list[int] = []
+    turns.reclaim = lambda: reclaimed.append(1)
+    box = mailbox("one", 1)
+    turns.add(box)
+    after(turns)
+    loop = Loop()
+    box.to(AWAITING)
+    box.batch = type("Batch", (), {"loop": loop})()
+    turns.add(box)
+    turns.wake()
+    assert not reclaimed
+    loop.closed = True
+    turns.add(box)
+    assert not reclaimed
+    turns.wake()
+    turns.wake()
+    assert reclaimed == [1]
+
+
+def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:
+    turns, _ = bare()
+    boxes = [mailbox(str(i), 2) for i in range(5)]
+    for box, state in zip(boxes, State, strict=True):
+        box.state = state
+        box.waiting = 77
+    boxes.append(mailbox("empty"))
+    boxes[-1].state = READY
+    turns._queue.append(boxes[0])
+    turns._paused.append(boxes[0])
+    turns.begin(boxes)
+    assert turns.running
+    assert [box.state for box in boxes] == [READY, READY, RUNNING, AWAITING, READY, IDLE]
+    assert all(box.waiting == 2 for box in boxes[:-1])
+    assert list(turns._queue) == [boxes[0], boxes[1], boxes[4]]
+    assert not turns._paused
+    turns.clear()
+    assert (turns.running, list(turns._queue)) == (False, [])
+
+
+def test_a_mailbox_that_stands_in_the_queue_twice_is_taken_once() -> None:
+    """A thread that was interrupted between two lines of `add` may leave it there twice."""
+    turns, _ = bare()
+    box = mailbox("one", 1)
+    turns._queue.append(box)
+    turns.add(box)
+    turn = after(turns)
+    assert turn is not None
+    assert after(turns) is None
+    assert box.state is RUNNING
+    assert after(turns, box, False, 1, None) is None
+    assert box.state is IDLE
