@@ -64,6 +64,21 @@ def test_ctrl_c_in_a_change(
         heard(n, sender, channel)
 
 
+def test_ctrl_c_while_the_listener_thread_is_being_made(
+    server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee 11: it has an identity by then, and cannot be joined yet."""
+    with Notifier(server) as n:
+        n.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "ident", property(lambda thread: 1))
+            patch.setattr("pgnotifier.threads.start", once(lambda _: None, KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                n.start()
+        n.start()
+        heard(n, sender, channel)
+
+
 def test_ctrl_c_in_start_leaves_nothing_half_begun(
     server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import now
 from ..flag import Flag
-from .aioloop import new_loop
 from .exchange import Batch
 from .session import Session
 from .waiting import CancelToken
@@ -61,7 +60,7 @@ class Lifetime:
     phase: Phase = CONNECTING
     since: datetime = field(default_factory=now)  # when this phase began
     token: CancelToken = field(default_factory=CancelToken)
-    loop: asyncio.SelectorEventLoop = field(default_factory=new_loop)
+    loop: asyncio.AbstractEventLoop | None = None
     turn: Any = field(default_factory=allocate_lock)
     session: Session | None = None
     listener: Listener | None = None
@@ -99,6 +98,7 @@ class Lifetime:
         if session is not None:
             session.close()
         self.token.close()
-        self.loop.close()
+        if self.loop is not None:
+            self.loop.close()
         self.started.set()
         self.ended.set()

@@ -8,6 +8,7 @@ handlers and a callable `dbconf`, without holding a lock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ import psycopg
 from .. import threads
 from ..log import CRITICAL, INFO, WARNING, describe, log
 from . import backoff
+from .aioloop import new_loop
 from .session import Session
 from .waiting import Abandoned
 
@@ -98,17 +100,16 @@ class Listener:
         return threading.current_thread() is self._thread
 
     def join(self, timeout: float) -> None:
-        if self._thread.ident is not None and not self.is_here:
-            self._thread.join(timeout)
+        if not self.is_here:
+            with contextlib.suppress(RuntimeError):  # Ctrl-C kept it from being started, or came before it began
+                self._thread.join(timeout)
 
     def wake(self) -> None:
         """Have the thread look whether it has to end, or whether mailboxes have room. Any thread."""
-        readable = self._readable
-        if readable is not None:
-            try:
-                self.life.loop.call_soon_threadsafe(readable.set)
-            except RuntimeError:
-                pass  # the event loop is closed: the thread has ended
+        readable, loop = self._readable, self.life.loop
+        if readable is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed: the thread has ended
+                loop.call_soon_threadsafe(readable.set)
 
     def _ends(self) -> bool:
         return self.ending or self.life.stopping
@@ -145,7 +146,9 @@ class Listener:
                 life.started.set()
                 if self._ends():
                     return
-                life.loop.run_until_complete(self._listen(session))
+                if life.loop is None:  # here and not in `start`, where Ctrl-C could leave half a loop behind
+                    life.loop = new_loop()
+                life.loop.run_until_complete(self._listen(life.loop, session))
                 if self._ends():
                     return
             except BaseException as error:
@@ -195,9 +198,9 @@ class Listener:
             self._owner.reconnected(down_for, attempts)
             return session
 
-    async def _listen(self, session: Session) -> None:
+    async def _listen(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
         """Read and hand over, until asked to end. Raises when the session is lost."""
-        loop, owner = self.life.loop, self._owner
+        owner = self._owner
         readable = self._readable = asyncio.Event()
         timer: asyncio.TimerHandle | None = None
         due = inf
