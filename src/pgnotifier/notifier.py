@@ -306,7 +306,7 @@ class Notifier:
             self.stop(0)
 
     def _wake(self) -> None:
-        self._supervisor.listening.wake()
+        self._supervisor.wake()
 
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""

@@ -5,31 +5,40 @@ Everything is changed under the state lock, the dispatcher's; readers take none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from . import registry
 from .clock import now
 from .flag import Flag
-from .log import ERROR, log
+from .log import ERROR, describe, log
 from .registry import EMPTY, NO_CHANNELS, SYSCHAN, Registry, Touched
 
 if TYPE_CHECKING:
-    from .connection import Lifetime, Listener
+    from .connection import Lifetime, Session
     from .delivery import Dispatcher
 
 Step = Callable[[Registry], registry.Step]
+Notify = Callable[[list[Any], datetime], tuple[int, float]]
 
 
 class Request:
     """A change that waits for the server; `everything` compares all channels, not only those that it touches."""
 
-    def __init__(self, step: Step, everything: bool) -> None:
-        self.step, self.everything = step, everything
-        self.awaited = True
+    def __init__(self, step: Step, everything: bool = False) -> None:
+        self._step, self.everything = step, everything
+        self._before: Registry | None = None
+        self._after: registry.Step
         self.done = Flag()
         self.error: BaseException | None = None
+
+    def step(self, reg: Registry) -> registry.Step:
+        """The registry that follows `reg`, and what differs. Computed again only for another one."""
+        if self._before is not reg:
+            self._after = self._step(reg)
+            self._before = reg
+        return self._after
 
 
 def nothing(reg: Registry) -> registry.Step:
@@ -38,10 +47,16 @@ def nothing(reg: Registry) -> registry.Step:
 
 
 class Shared:
-    """`life` is what there is between `start` and the end of `stop`, else None."""
+    """`life` is what there is between `start` and the end of `stop`, else None.
 
-    def __init__(self, dispatcher: Dispatcher, reg: Registry = EMPTY) -> None:
+    `notify(batch, since)` puts notifications into mailboxes, as `Dispatcher.post`.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, notify: Notify, start_workers: Callable[[], object], reg: Registry = EMPTY
+    ) -> None:
         self.dispatcher, self.lock = dispatcher, dispatcher.lock
+        self.notify, self.start_workers = notify, start_workers
         self.registry: Registry = reg
         self.life: Lifetime | None = None
         self.stopped: Flag = Flag(True)
@@ -50,10 +65,12 @@ class Shared:
         self.reconnects: int = 0
         self.last_error: str | None = None
 
+    # -- under the lock ----------------------------------------------------------------------------------------
+
     def difference(
         self, life: Lifetime, reg: Registry, touched: Iterable[Touched], everything: bool
     ) -> tuple[list[str], list[str]]:
-        """The channels to listen to and to listen to no longer, under the lock. SYSCHAN is always listened to."""
+        """The channels to listen to and to listen to no longer. SYSCHAN is always listened to."""
         session = life.session
         active = session.active if session is not None else NO_CHANNELS
         names = {*life.pending, *(name for name, _ in touched)}
@@ -71,7 +88,7 @@ class Shared:
         changed: Iterable[str] = (),
         refused: Container[str] = (),
     ) -> None:
-        """Make `new` the registry, under the lock; `changed` channels are listened to since, or no longer."""
+        """Make `new` the registry; `changed` channels are listened to since, or no longer."""
         self.registry = new
         session = life.session if life is not None else None
         touched = (*touched, *((name, None) for name in changed))
@@ -85,38 +102,97 @@ class Shared:
                 life.pending.add(name)
         self.dispatcher.commit(new, touched, session.confirmed, session.active)
 
-    def record(self, listener: Listener) -> list[Request]:
-        """Make the changes that wait for a session that is gone, under the lock: the next one begins with them."""
-        life, waiting = listener.life, list(listener.requests)
-        listener.requests.clear()
-        if life.next is listener:
-            life.next = None
+    def publish(self, life: Lifetime, session: Session, refused: Iterable[str]) -> None:
+        """A new session listens to what was wanted; what has changed since is pending."""
+        reg = self.registry
+        life.pending = {*registry.valid_channels(reg)}.symmetric_difference(session.active).difference(refused)
+        touched = [(name, None) for name in reg.channels]
+        self.dispatcher.commit(reg, touched, session.confirmed, session.active)
+
+    def record(self, life: Lifetime) -> list[Request]:
+        """Make the changes that wait for a session that is gone: the next one begins with them."""
+        waiting = list(life.requests)
+        life.requests.clear()
         for request in waiting:
             try:
-                new, touched = request.step(self.registry)
-                self.commit(life, new, touched)
+                self.commit(life, *request.step(self.registry))
             except Exception as error:
                 request.error = error
         return waiting
 
-    def report(self, waiting: list[Request]) -> None:
-        self.dispatcher.turns.wake()
-        for request in waiting:
-            request.done.set()
-            if request.error is not None and not request.awaited:
-                log(ERROR, "a change that interrupted another failed", error=request.error)
+    # -- on a listener thread ----------------------------------------------------------------------------------
 
-    @staticmethod
-    def withdraw(listener: Listener) -> bool:
-        """A thread that has not begun never will, under the lock; returns whether none is left to close all."""
-        life, before = listener.life, listener.predecessor
-        listener.cancelled, life.listener = True, before
-        if life.next is listener:
-            life.next = None
-        return before is None or before.over
+    def wanted(self) -> list[str]:
+        """The channels that a new session has to listen to."""
+        return [SYSCHAN, *registry.valid_channels(self.registry)]
+
+    def hand_over(self, session: Session) -> float:
+        """Move the backlog into mailboxes; after how many seconds to try again, where some have no room, else 0."""
+        while session.backlog:
+            batch = session.backlog[0]
+            count, seconds = self.notify(batch.notifications, batch.since)
+            session.handed_over(count)
+            if seconds:
+                return seconds
+        return 0.0
+
+    def serve(self, life: Lifetime, session: Session, fresh: bool = False) -> None:
+        """Make the changes that wait, and report each; with a `fresh` session close the difference anyway.
+
+        Each change is computed anew under the lock if the registry has changed while the server followed, so that
+        what came in between is not lost. Raises `psycopg.Error` where the session is lost.
+        """
+        changed: set[str] = set()
+        refused: set[str] = set()
+        while True:
+            error: Exception | None = None
+            with self.lock:
+                life.check()
+                request = life.requests[0] if life.requests else None
+                if request is None and not (fresh or changed):
+                    return
+                step, everything = (request.step, request.everything) if request is not None else (nothing, False)
+                add, remove = list[str](), list[str]()
+                try:
+                    new, touched = step(self.registry)
+                except Exception as raised:
+                    error = raised
+                else:
+                    add, remove = self.difference(life, new, touched, everything)
+                    add = [name for name in add if name not in refused]
+                    if not add and not remove:
+                        self.commit(life, new, touched, changed, refused)
+                        fresh, changed, refused = False, set(), set()
+            if add or remove:
+                self.hand_over(session)
+                found = session.listen_where_allowed(add, remove, lambda: self.hand_over(session))
+                own = found.keys() & (add if everything else {name for name, _ in touched})
+                if request is None or not own:
+                    changed.update(add, remove)
+                    refused.update(found)
+                    self.refused(found)
+                    continue
+                session.listen_where_allowed(remove, [name for name in add if name not in found])
+                error = found[min(own)]
+            if request is not None:
+                life.requests.popleft()
+                request.error = error
+                self.report([request])
+
+    def refused(self, refused: Mapping[str, Exception]) -> None:
+        """Tell of names that the server does not listen to."""
+        for name, error in refused.items():
+            log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
+            self.dispatcher.event({"event": "channel_refused", "channel": name, "error": describe(error)})
+
+    def report(self, requests: Iterable[Request]) -> None:
+        """Have the callers go on, whose changes are made or refused."""
+        self.dispatcher.turns.wake()
+        for request in requests:
+            request.done.set()
 
     def end(self, life: Lifetime, event: dict[str, Any] | None) -> None:
-        """The lifetime is over: nothing is posted after `event`. Without the lock; a second call does nothing."""
+        """The lifetime is over: nothing is posted after `event`. A second call does nothing."""
         with self.lock:
             if self.life is not life:
                 return  # another thread was first

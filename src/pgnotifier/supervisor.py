@@ -1,7 +1,7 @@
 """Starts, stops and changes the listener. Any thread.
 
 Only a listener thread touches a session. Callers record what they want under the state lock; where the server has to
-be told, they start the next listener thread and wait for its report. `connection.NEXT` is the table of phases.
+be told, they wake the listener and wait for its report. `connection.NEXT` is the table of phases.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import threads
-from .connection import LISTENING, STOPPED, STOPPING, Abandoned, Lifetime, Listener, Phase, Session
-from .listening import Listening
+from .connection import LISTENING, STOPPED, STOPPING, Abandoned, Lifetime, Phase, Session
+from .listener import Listener
 from .log import ERROR, log
 from .registry import EMPTY, Registry
-from .shared import Request, Shared, Step, nothing
+from .shared import Notify, Request, Shared, Step, nothing
 from .types import DbConf
 
 if TYPE_CHECKING:
@@ -38,13 +38,12 @@ class Supervisor:
         retry_delay: tuple[float, float],
         dispatcher: Dispatcher,
         workers: Workers,
-        notify: Callable[[list[Any], datetime], tuple[int, float]],
+        notify: Notify,
         reg: Registry = EMPTY,
     ) -> None:
         self._options = (source, heartbeat, retry_delay)
         self._workers = workers
-        self.shared: Shared = Shared(dispatcher, reg)
-        self.listening: Listening = Listening(self.shared, notify, workers.start)
+        self.shared: Shared = Shared(dispatcher, notify, workers.start, reg)
         self._deferred: deque[Callable[[], object]] = deque()
         self._deferring = allocate_lock()
 
@@ -76,7 +75,9 @@ class Supervisor:
 
         A signal handler or finalizer may run while this very thread holds the lock, and on a listener thread.
         """
-        if not (self.shared.lock._is_owned() or Listener.runs_for(self.listening)):
+        thread = threading.current_thread()
+        listens = isinstance(thread, Listener) and thread.shared is self.shared
+        if not (listens or self.shared.lock._is_owned()):
             return False
         self._deferred.append(call)
         threads.start(threading.Thread(target=self._catch_up, name="pgnotifier-change", daemon=True))
@@ -99,45 +100,23 @@ class Supervisor:
         """
         if self._defer(lambda: self.change(step, autorun, everything)):
             return
-        listener = request = None
-        try:
-            with self.shared.lock:
-                life = self.shared.life
-                new, touched = step(self.shared.registry)
-                live = life if autorun and life is not None and life.phase is LISTENING else None
-                if live is None or not any(self.shared.difference(live, new, touched, everything)):
-                    self.shared.commit(life, new, touched)
-                else:
-                    request = Request(step, everything)
-                    request.awaited = live.next is None or not live.next.is_being_started
-                    if live.next is None:
-                        listener = live.next = live.listener = Listener(self.listening, live)
-                    live.next.requests.append(request)
-            self.shared.dispatcher.turns.wake()
-            if listener is not None:
-                self.shared.restarts += 1
-                listener.start()
-        except BaseException as error:
-            if listener is not None:
-                self._not_started(listener, error)
-            raise
-        if request is not None and request.awaited:
+        shared, request = self.shared, Request(step, everything)
+        waits = False
+        with shared.lock:
+            life = shared.life
+            new, touched = request.step(shared.registry)
+            if autorun and life is not None and life.phase is LISTENING:
+                waits = any(shared.difference(life, new, touched, everything))
+            if waits:
+                life.requests.append(request)  # type: ignore[union-attr]
+            else:
+                shared.commit(life, new, touched)
+        shared.dispatcher.turns.wake()
+        if waits:
+            self.wake()
             request.done.wait()
             if request.error is not None:
                 raise request.error
-
-    def _not_started(self, listener: Listener, error: BaseException) -> None:
-        """No thread could be started for a change: its predecessor goes on, and what waits for it fails."""
-        with self.shared.lock:
-            if listener.begun:
-                return  # it was: Ctrl-C came later
-            orphaned = self.shared.withdraw(listener)
-        if orphaned:
-            listener.life.close()
-            self.shared.end(listener.life, {"event": "stopped"})
-        for request in listener.requests:
-            request.error = error
-            request.done.set()
 
     # -- start and stop ----------------------------------------------------------------------------------------
 
@@ -152,30 +131,29 @@ class Supervisor:
             self._finish(life)  # a stop() that another thread has not finished, or that Ctrl-C interrupted
         if life is None:
             self._begin()
-        elif life.listener is None or not life.listener.is_being_started:  # by a call that this one interrupts
+        elif not life.is_being_started:
             self._await_start(life)
             self.change(nothing, True, everything=True)
 
     def _begin(self) -> None:
         shared, life = self.shared, Lifetime(*self._options)
-        listener = Listener(self.listening, life)
+        life.listener = Listener(shared, life)
         try:
             with shared.lock:
                 mine = shared.life is None
                 if mine:
-                    life.listener = listener
                     shared.life = life  # one assignment: Ctrl-C leaves a lifetime, or none
                     shared.stopped.clear()
                     shared.dispatcher.begin()
             if mine:
-                listener.start()
+                threads.start(life.listener)
                 self._await_start(life)
                 return
         except BaseException:
             if shared.life is life:
                 self._finish(life)
             life.close()
-            listener.join(STOP_SECONDS)
+            threads.join(life.listener, STOP_SECONDS)
             raise
         life.close()
         self.start()  # another thread was first
@@ -209,19 +187,12 @@ class Supervisor:
             life.drains = drain_until is not None
             if not life.stopping:
                 life.to(STOPPING)
-            listener, orphaned, waiting = life.listener, life.listener is None, list[Request]()
-            if listener is not None and not listener.begun:
-                waiting = self.shared.record(listener)
-                orphaned = self.shared.withdraw(listener)
-                listener = life.listener
         life.token.cancel()
-        self.shared.report(waiting)
-        if orphaned:
+        life.wake()
+        if not life.begun:  # nor will it
             life.close()
-        elif listener is not None:
-            listener.wake()
-            if life.ended.wait(STOP_SECONDS):
-                listener.join(STOP_SECONDS)
+        elif life.ended.wait(STOP_SECONDS):
+            threads.join(life.listener, STOP_SECONDS)
         if drain_until is not None:
             self._drain(life, drain_until)
         self.shared.end(life, {"event": "stopped"})
@@ -230,7 +201,7 @@ class Supervisor:
         rest, life.rest = life.rest, deque()
         for batch in rest:
             while batch.notifications and monotonic() < deadline:
-                count, seconds = self.listening.notify(batch.notifications, batch.since)
+                count, seconds = self.shared.notify(batch.notifications, batch.since)
                 batch.notifications = batch.notifications[count:]  # a copy: runs keep the list
                 self.shared.dispatcher.turns.bell.wait_for(lambda: False, seconds)
         self.wait_idle(deadline)
@@ -244,6 +215,12 @@ class Supervisor:
     def in_a_callback(self) -> bool:
         """Whether the current thread makes calls, or runs an event loop that does or is about to."""
         return self._workers.has_caller()
+
+    def wake(self) -> None:
+        """Have the listener look for changes, and for room in mailboxes. Any thread, without the lock."""
+        life = self.shared.life
+        if life is not None:
+            life.wake()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's session without touching it."""

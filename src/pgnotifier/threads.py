@@ -1,7 +1,8 @@
-"""Starting a thread where Ctrl-C may come at any moment."""
+"""Starting and joining a thread where Ctrl-C may come at any moment."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 
@@ -14,3 +15,10 @@ def start(thread: threading.Thread) -> None:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
+
+
+def join(thread: threading.Thread | None, timeout: float) -> None:
+    """Wait for a thread's end, if it is another one and was started, for `timeout` seconds at most."""
+    if thread is not None:
+        with contextlib.suppress(RuntimeError):
+            thread.join(timeout)

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from pgnotifier.connection import new_loop
 from pgnotifier.connection.lifetime import NEXT, STOPPED, Lifetime, Phase
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)
@@ -46,6 +47,7 @@ def test_every_phase_leads_to_the_end() -> None:
 
 def test_what_a_lifetime_holds_is_closed_once(lifetime: Lifetime) -> None:
     """Guarantee 11: a second thread that ends, or an interrupted one that ends again, closes nothing twice."""
+    lifetime.loop = new_loop()
     lifetime.close()
     assert lifetime.loop.is_closed()
     assert lifetime.started.is_set()

@@ -1,10 +1,9 @@
-"""What is heard: connections to the server, and the threads that listen and send."""
+"""What is heard: connections to the server, and what belongs to one start."""
 
-from .aioloop import as_async
-from .backoff import delay
+from .aioloop import as_async, new_loop
+from .backoff import delay, next_attempt
 from .connect import Server, connect
 from .lifetime import LISTENING, RECONNECTING, STOPPED, STOPPING, Lifetime, Phase
-from .listener import Listener
 from .sender import Sender, payload_bytes
 from .session import Session
 from .waiting import Abandoned, CancelToken
@@ -17,7 +16,6 @@ __all__ = [
     "Abandoned",
     "CancelToken",
     "Lifetime",
-    "Listener",
     "Phase",
     "Sender",
     "Server",
@@ -25,5 +23,7 @@ __all__ = [
     "as_async",
     "connect",
     "delay",
+    "new_loop",
+    "next_attempt",
     "payload_bytes",
 ]

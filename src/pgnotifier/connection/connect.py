@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..flag import LONGEST
 from .conninfo import MISREAD, misread, unreadable
-from .waiting import Abandoned, CancelToken, Connection
+from .waiting import GIVEN_UP, Abandoned, CancelToken, Connection
 
 if TYPE_CHECKING:
     from ..types import DbConf
@@ -47,7 +47,7 @@ def connect(source: DbConf, token: CancelToken, deadline: float | None = None) -
     `psycopg.OperationalError`, and `psycopg.ProgrammingError` for what libpq cannot read; leaves nothing open then.
     """
     if token.cancelled:
-        raise Abandoned("given up: the notifier was stopped")
+        raise Abandoned(GIVEN_UP)
     conf = source() if callable(source) else source
     if isinstance(conf, Server):
         return conf.connect(token, deadline)

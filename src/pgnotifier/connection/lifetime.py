@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-from _thread import allocate_lock
+import contextlib
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from threading import Thread, get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,10 @@ from ..clock import now
 from ..flag import Flag
 from .exchange import Batch
 from .session import Session
-from .waiting import CancelToken
+from .waiting import GIVEN_UP, Abandoned, CancelToken
 
 if TYPE_CHECKING:
     from ..types import DbConf
-    from .listener import Listener
 
 
 class Phase(Enum):
@@ -50,8 +50,8 @@ NEXT: dict[Phase, frozenset[Phase]] = {
 class Lifetime:
     """What belongs to one `start` until its `stop`. Changed under the state lock, but for what a thread owns.
 
-    `turn` is held by the listener thread that runs `loop` and owns `session`. `listener` is the newest; `next` is the
-    same until it begins to make changes, and others may join. `pending` are names that may differ from the session's.
+    `listener` is the thread that owns `session` and `loop`. `requests` are the changes that wait for it. `pending`
+    are names that may differ from the session's.
     """
 
     source: DbConf
@@ -59,13 +59,14 @@ class Lifetime:
     retry_delay: tuple[float, float]
     phase: Phase = CONNECTING
     since: datetime = field(default_factory=now)  # when this phase began
+    starter: int = field(default_factory=get_ident)
+    begun: bool = False  # the first thread runs
     token: CancelToken = field(default_factory=CancelToken)
     loop: asyncio.AbstractEventLoop | None = None
-    turn: Any = field(default_factory=allocate_lock)
+    readable: asyncio.Event | None = None
     session: Session | None = None
-    listener: Listener | None = None
-    next: Listener | None = None
-    fresh: bool = False  # a session was just published: close the difference without a request, too
+    listener: Thread | None = None
+    requests: deque[Any] = field(default_factory=deque)
     pending: set[str] = field(default_factory=set)
     started: Flag = field(default_factory=Flag)  # the first connection is there, or `error` says why not
     ended: Flag = field(default_factory=Flag)  # everything is closed
@@ -82,11 +83,35 @@ class Lifetime:
     def stopping(self) -> bool:
         return self.phase is STOPPING
 
+    @property
+    def is_being_started(self) -> bool:
+        """Whether a call that this one interrupts is about to start the thread: this one can't wait for it."""
+        return not self.begun and self.starter == get_ident()
+
+    def check(self) -> None:
+        """Raise `Abandoned` if the notifier is being stopped."""
+        if self.stopping:
+            raise Abandoned(GIVEN_UP)
+
     def to(self, phase: Phase) -> None:
         """Change the phase. Raises `RuntimeError`, nothing changed, where `NEXT` does not allow it."""
         if phase not in NEXT[self.phase]:
             raise RuntimeError(f"a notifier can't go from {self.phase.name} to {phase.name}")
         self.phase, self.since = phase, now()
+
+    def wake(self) -> None:
+        """Have the listener look for changes, room in mailboxes, and its end. Any thread, without the lock."""
+        readable, loop = self.readable, self.loop
+        if readable is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
+                loop.call_soon_threadsafe(readable.set)
+
+    def keep(self, session: Session) -> None:
+        """Keep what the session has read for `stop(drain=True)`, which also gets what has arrived since."""
+        if self.drains:
+            with contextlib.suppress(Exception):  # what had arrived before is in the backlog
+                session.read()
+        self.confirmed, self.rest = session.confirmed, session.backlog
 
     def close(self) -> None:
         """Close what it holds, once. Its last thread, or the caller where no thread could be started."""

@@ -19,6 +19,9 @@ from psycopg.errors import Diagnostic, error_from_result
 PortableSelector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
+GIVEN_UP = "given up: the notifier was stopped"
+
+
 class Abandoned(psycopg.OperationalError):
     """A wait was given up because the notifier is being stopped."""
 
@@ -46,7 +49,7 @@ class CancelToken:
             if not self.cancelled:
                 ready = selector.select(None if deadline is None else max(0.0, deadline - monotonic()))
         if self.cancelled:
-            raise Abandoned("given up: the notifier was stopped")
+            raise Abandoned(GIVEN_UP)
         return bool(ready)
 
     def close(self) -> None:

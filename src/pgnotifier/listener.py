@@ -1,0 +1,230 @@
+"""The listener thread: an asyncio task that reads a session whenever its socket is readable (guarantee 5).
+
+For a change of channels the thread ends its task and has the server follow; a new thread listens on. Starting,
+changing and reconnecting are one life of a thread. It runs no callback, and does not poll. It runs log handlers and
+a callable `dbconf`, and holds no lock then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from math import inf
+from time import monotonic
+
+import psycopg
+
+from . import threads
+from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, new_loop, next_attempt
+from .log import CRITICAL, INFO, WARNING, describe, log
+from .shared import Shared
+
+NAME = "pgnotifier-listener"
+
+
+class Listener(threading.Thread):
+    """One thread of a lifetime. `before` is the one that it follows, which has nothing left to do."""
+
+    def __init__(self, shared: Shared, life: Lifetime, before: threading.Thread | None = None) -> None:
+        super().__init__(name=NAME, daemon=True)
+        self.shared, self._life, self._before = shared, life, before
+        self._heard = True
+
+    def run(self) -> None:
+        if self._before is not None:
+            self._before.join()  # it has started this one, and ends
+            self._before = None
+        with self.shared.lock:
+            if self._life.stopping and not self._life.begun:
+                return  # `stop` has closed everything
+            self._life.begun = True
+        try:
+            if self._live():
+                return
+        except BaseException as error:
+            log(CRITICAL, "the listener met what it did not expect, and ends", error=error)
+        self._end()
+
+    def _live(self) -> bool:
+        """Connect where there is no session, make changes, and listen, until the notifier is stopped.
+
+        Returns True if another thread goes on.
+        """
+        life, shared = self._life, self.shared
+        while not life.stopping:
+            session, fresh = life.session, False
+            try:
+                if session is None:
+                    session, fresh = self._reconnect() if life.started.is_set() else self._connect(), True
+                    if session is None:
+                        return False
+                shared.serve(life, session, fresh)
+                life.started.set()
+                if life.loop is None:  # here and not in `start`, where Ctrl-C could leave half a loop behind
+                    life.loop = new_loop()
+                life.loop.run_until_complete(self._listen(life.loop, session))
+                if life.requests:
+                    shared.restarts += 1
+                    shared.serve(life, session)
+                    if self._succeed():
+                        return True
+            except BaseException as error:
+                if session is not None:
+                    self._lost(session, error)
+                elif life.started.is_set():
+                    raise
+                else:
+                    life.error = error
+                    return False
+        return False
+
+    def _succeed(self) -> bool:
+        """Have the next thread go on; False where none can be started, and this one has to."""
+        life = self._life
+        successor = Listener(self.shared, life, self)
+        life.listener = successor
+        try:
+            threads.start(successor)
+        except Exception as error:
+            life.listener = self
+            log(WARNING, "no thread can be started after a change, so the old one listens on: %s", describe(error))
+            return False
+        return True
+
+    def _connect(self) -> Session:
+        """A session that listens to everything that is wanted, published. Raises what kept it from that."""
+        life = self._life
+        session = Session(life.source, life.heartbeat, life.token)
+        try:
+            session.prove(life.source)
+            refused = session.listen_where_allowed(self.shared.wanted())
+            session.verify()
+            self._publish(session, refused)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _publish(self, session: Session, refused: dict[str, psycopg.Error]) -> None:
+        """Have calls follow a new session. Raises `Abandoned` where the notifier was stopped meanwhile."""
+        life, shared = self._life, self.shared
+        first = not life.started.is_set()
+        if first:  # before there is a session, so that a failed start leaves no worker behind
+            shared.start_workers()
+        with shared.lock:
+            life.check()
+            life.to(LISTENING)
+            life.session, life.up_since = session, monotonic()
+            shared.publish(life, session, refused)
+        shared.dispatcher.turns.wake()
+        if first:
+            shared.dispatcher.event({"event": "connected"})
+            log(INFO, "connected, listening to %d channels", len(session.active) - 1)
+        shared.refused(refused)
+
+    def _reconnect(self) -> Session | None:
+        """Connect again, for ever; None where the notifier was stopped meanwhile."""
+        life, shared, (least, most) = self._life, self.shared, self._life.retry_delay
+        life.attempt = next_attempt(life.attempt, life.down_since - life.up_since, least, most)
+        attempts = 0
+        while True:
+            seconds = delay(life.attempt, least, most, random.random())
+            attempts += 1
+            log(WARNING, "connecting again in %.2f s, attempt %d", seconds, attempts)
+            try:
+                life.token.wait(monotonic() + seconds)
+                session = self._connect()
+            except Abandoned:
+                return None
+            except BaseException as error:  # whatever a callable dbconf may raise
+                shared.last_error = describe(error)
+                log(WARNING, "attempt %d to connect failed: %s", attempts, describe(error))
+                life.attempt += 1
+                continue
+            down_for = life.up_since - life.down_since
+            log(INFO, "connected again after %.2f s, attempt %d", down_for, attempts)
+            shared.reconnects += 1
+            shared.dispatcher.event({"event": "reconnected", "down_for": down_for, "attempts": attempts})
+            return session
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
+        """Read and hand over, until there is a change to make or an end. Raises when the session is lost."""
+        life, shared = self._life, self.shared
+        readable = life.readable = asyncio.Event()
+        timer: asyncio.TimerHandle | None = None
+        due = inf
+        reading = False
+
+        def bytes_came() -> None:
+            self._heard = True
+            readable.set()
+
+        try:
+            while not (life.stopping or life.requests):
+                readable.clear()
+                if reading is not session.has_room:  # else the socket would be reported readable again and again
+                    reading = session.has_room
+                    loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)
+                came = reading and session.read()
+                seconds = shared.hand_over(session) if session.backlog else 0.0
+                heard, self._heard = self._heard or came or not reading, False
+                latest = session.check(heard)
+                if seconds:
+                    latest = min(latest, monotonic() + seconds)
+                if latest != due:
+                    # Only the end of a heartbeat wakes an idle listener; traffic does not move the timer.
+                    if timer is not None:
+                        timer.cancel()
+                    timer, due = (loop.call_at(latest, readable.set), latest) if latest < inf else (None, latest)
+                if not came or seconds:
+                    await readable.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            loop.remove_reader(session.fileno)
+
+    def _lost(self, session: Session, error: BaseException) -> None:
+        """The session is of no more use: record what waits for it, deliver what it had read, and tell."""
+        life, shared = self._life, self.shared
+        with shared.lock:
+            life.session, life.down_since = None, monotonic()
+            stopping = life.stopping
+            if not stopping:
+                life.to(RECONNECTING)
+                shared.last_error = describe(error)
+            waiting = shared.record(life)
+        shared.report(waiting)
+        if stopping:
+            life.keep(session)
+            session.close()
+            return
+        session.close()
+        try:
+            while seconds := shared.hand_over(session):
+                life.token.wait(monotonic() + seconds)
+        except Abandoned:
+            life.rest = session.backlog  # of which `stop(drain=True)` delivers what it can
+        life.confirmed = session.confirmed
+        shared.dispatcher.lose("connection", session.confirmed, describe(error))
+        if isinstance(error, psycopg.Error | UnicodeError | OSError):
+            log(WARNING, "the connection is lost: %s", describe(error))
+        else:
+            log(CRITICAL, "the listener met what it did not expect, and connects again", error=error)
+        shared.dispatcher.event({"event": "disconnected", "error": describe(error)})
+
+    def _end(self) -> None:
+        """Close what the lifetime holds: its last thread ends."""
+        life, shared = self._life, self.shared
+        with shared.lock:
+            waiting = shared.record(life)
+            failed = shared.life is life and not life.stopping
+        shared.report(waiting)
+        if life.session is not None:
+            life.keep(life.session)
+        if failed:  # it could not connect, or met what it did not expect
+            shared.end(life, {"event": "stopped"} if life.started.is_set() else None)
+            with shared.lock:
+                if shared.life is None:
+                    shared.stopped.set()
+        life.close()
