@@ -21,6 +21,7 @@ from .log import CRITICAL, INFO, WARNING, describe, log
 from .shared import Shared
 
 NAME = "pgnotifier-listener"
+END_SECONDS = 0.5  # that the next thread waits for the end of the one before it
 
 
 class Listener(threading.Thread):
@@ -33,7 +34,8 @@ class Listener(threading.Thread):
 
     def run(self) -> None:
         if self._before is not None:
-            self._before.join()  # it has started this one, and ends
+            # It ends, now that it has started this one; but a finalizer in it may wait for this one.
+            self._before.join(END_SECONDS)
             self._before = None
         with self.shared.lock:
             if self._life.stopping and not self._life.begun:

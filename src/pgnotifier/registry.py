@@ -27,7 +27,10 @@ Touched = tuple[str, tuple[Hashable, ...] | None]  # a channel, and ids on it; N
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subscription:
-    """One id on one channel; `loop` runs `fn` where it `awaits`, and `on_listen` where it `tells_by_awaiting`."""
+    """One id on one channel; `loop` runs `fn` where it `awaits`, and `on_listen` where it `tells_by_awaiting`.
+
+    Where it is `pulled`, neither is called: a stream's readers take what they would get.
+    """
 
     fn: Callback
     mute: bool = False
@@ -36,15 +39,20 @@ class Subscription:
     loop: Any = None
     awaits: bool = False
     tells_by_awaiting: bool = False
+    pulled: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Channel:
-    """One channel; `unmuted` counts its subscribers that are not muted."""
+    """One channel; `unmuted` counts its subscribers that are not muted.
+
+    `temporary`: a stream has brought it, and nobody else has asked for it; it goes with its last subscriber.
+    """
 
     mute: bool = False
     subscribers: PMap[Hashable, Subscription] = pmap()
     unmuted: int = 0
+    temporary: bool = False
 
     @property
     def valid(self) -> bool:
@@ -84,8 +92,9 @@ def _forget(reg: Registry, id: Hashable, name: str) -> Registry:
 
 def add_channels(reg: Registry, names: Iterable[str]) -> Step:
     for name in names:
-        if name not in reg.channels:
-            reg = _put(reg, name, Channel())
+        entry = reg.channels.get(name)
+        if entry is None or entry.temporary:
+            reg = _put(reg, name, replace(entry or Channel(), temporary=False))
     return reg, ()
 
 
@@ -102,14 +111,40 @@ def remove_channels(reg: Registry, names: Iterable[str]) -> Step:
 
 
 def subscribe(reg: Registry, id: Hashable, name: str, sub: Subscription, serial: int) -> Step:
-    """`serial` grows with each call; it tells which callback of an id is the latest. The mute state is kept."""
+    """`serial` grows with each call; it tells which callback of an id is the latest. The mute state is kept.
+
+    Raises ValueError, nothing changed, where the id is a stream's.
+    """
     entry = reg.channels.get(name) or Channel()
     old = entry.subscribers.get(id)
     if old is not None and old.mute:
         sub = replace(sub, mute=True)
-    grown = Channel(entry.mute, entry.subscribers.set(id, sub), entry.unmuted + (old is None))
+    if not sub.pulled:
+        entry = replace(entry, temporary=False)
+        if is_stream(reg, id):
+            raise ValueError(f"subscriber {shown(id)} is a stream's: close that, or take another id")
+    grown = replace(entry, subscribers=entry.subscribers.set(id, sub), unmuted=entry.unmuted + (old is None))
     ids = assoc_in(reg.ids, [id, name], serial)
     return Registry(reg.channels.set(name, grown), ids), ((name, (id,)),)
+
+
+def listen(reg: Registry, id: Hashable, names: Iterable[str], sub: Subscription, serial: int) -> Step:
+    """Subscribe a stream to channels. Raises ValueError, nothing changed, where the id is registered."""
+    if id in reg.ids:
+        raise ValueError(f"subscriber {shown(id)} is registered already: a stream needs an id of its own")
+    touched: list[Touched] = []
+    for name in names:
+        if name not in reg.channels:
+            reg = _put(reg, name, Channel(temporary=True))
+        reg, more = subscribe(reg, id, name, sub, serial)
+        touched += more
+    return reg, tuple(touched)
+
+
+def is_stream(reg: Registry, id: Hashable) -> bool:
+    """Whether that id is a stream's."""
+    names = reg.ids.get(id)
+    return names is not None and reg.channels[next(iter(names))].subscribers[id].pulled
 
 
 def unsubscribe(reg: Registry, id: Hashable, name: str) -> Step:
@@ -117,8 +152,17 @@ def unsubscribe(reg: Registry, id: Hashable, name: str) -> Step:
     sub = None if entry is None else entry.subscribers.get(id)
     if entry is None or sub is None:
         return reg, ()
-    left = Channel(entry.mute, dissoc_in(entry.subscribers, [id]), entry.unmuted - (not sub.mute))
-    return _forget(_put(reg, name, left), id, name), ((name, (id,)),)
+    left = replace(entry, subscribers=dissoc_in(entry.subscribers, [id]), unmuted=entry.unmuted - (not sub.mute))
+    kept = None if left.temporary and not left.subscribers else left
+    return _forget(_put(reg, name, kept), id, name), ((name, (id,)),)
+
+
+def unsubscribe_all(reg: Registry, id: Hashable) -> Step:
+    touched: list[Touched] = []
+    for name in reg.ids.get(id, ()):
+        reg, more = unsubscribe(reg, id, name)
+        touched += more
+    return reg, tuple(touched)
 
 
 def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Step:
@@ -148,7 +192,7 @@ def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: boo
             raise UnknownSubscriber(f"subscriber {shown(id)} is not registered on channel {name!r}")
         if sub.mute != mute:
             subs = assoc_in(entry.subscribers, [id], replace(sub, mute=mute))
-            reg = _put(reg, name, Channel(entry.mute, subs, entry.unmuted + (-1 if mute else 1)))
+            reg = _put(reg, name, replace(entry, subscribers=subs, unmuted=entry.unmuted + (-1 if mute else 1)))
             touched.append((name, (id,)))
     return reg, tuple(touched)
 

@@ -75,13 +75,22 @@ class Supervisor:
 
         A signal handler or finalizer may run while this very thread holds the lock, and on a listener thread.
         """
-        thread = threading.current_thread()
-        listens = isinstance(thread, Listener) and thread.shared is self.shared
-        if not (listens or self.shared.lock._is_owned()):
+        if not (self.shared.lock._is_owned() or self._on_listener()):
             return False
         self._deferred.append(call)
         threads.start(threading.Thread(target=self._catch_up, name="pgnotifier-change", daemon=True))
         return True
+
+    def _on_listener(self) -> bool:
+        """Whether the current thread is a listener thread; a finalizer may run before Python has registered it."""
+        life = self.shared.life
+        newest = None if life is None else life.listener
+        if newest is not None and newest.ident == threading.get_ident():
+            return True
+        thread = threading.current_thread()
+        if isinstance(thread, Listener):
+            return thread.shared is self.shared
+        return newest is not None and newest.ident is None and isinstance(thread, threading._DummyThread)
 
     def _catch_up(self) -> None:
         with self._deferring:  # one after the other, in their order

@@ -222,3 +222,24 @@ def test_a_session_that_is_verified_again_before_the_answer_was_read(server: str
     finally:
         session.close()
         token.close()
+
+
+@pytest.mark.parametrize("step", ["_bootstrap_inner", "_set_native_id"])
+def test_a_finalizer_in_a_listener_thread_that_begins(
+    server: str, sender: Conn, channel: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee 11: the collector may run before Python knows the thread; a change then must not wait for it."""
+    with Notifier(server) as n:
+        f, left = getattr(threading.Thread, step), [1]
+
+        def finalized(thread: threading.Thread) -> None:
+            if thread.name == "pgnotifier-listener" and left:
+                left.pop()
+                n.subscribe("finalizer", f"{channel}_f", print)
+            f(thread)
+
+        monkeypatch.setattr(threading.Thread, step, finalized)
+        n.subscribe(1, channel, print)
+        until(lambda: f"{channel}_f" in n.active_channels())
+        assert not left
+        heard(n, sender, channel)
