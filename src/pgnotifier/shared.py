@@ -40,6 +40,10 @@ class Request:
             self._before = reg
         return self._after
 
+    def drop(self) -> None:
+        """Have it change nothing. Under the lock, before it is made."""
+        self._step, self._before = nothing, None
+
 
 def nothing(reg: Registry) -> registry.Step:
     """The step that changes nothing."""

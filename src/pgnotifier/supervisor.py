@@ -107,25 +107,41 @@ class Supervisor:
 
         With no session it is only recorded. Raises what `step` or the server refuses; nothing has changed then.
         """
-        if self._defer(lambda: self.change(step, autorun, everything)):
-            return
-        shared, request = self.shared, Request(step, everything)
-        waits = False
-        with shared.lock:
-            life = shared.life
-            new, touched = request.step(shared.registry)
-            if autorun and life is not None and life.phase is LISTENING:
-                waits = any(shared.difference(life, new, touched, everything))
-            if waits:
-                life.requests.append(request)  # type: ignore[union-attr]
-            else:
-                shared.commit(life, new, touched)
-        shared.dispatcher.turns.wake()
-        if waits:
-            self.wake()
+        if not self._defer(lambda: self.change(step, autorun, everything)):
+            request = self.request(step, autorun, everything)
             request.done.wait()
             if request.error is not None:
                 raise request.error
+
+    def request(self, step: Step, autorun: bool, everything: bool = False) -> Request:
+        """Begin a change, as `change` does, without a wait: it is made at once, or when the request is done."""
+        shared, request = self.shared, Request(step, everything)
+        with shared.lock:
+            life = shared.life
+            new, touched = request.step(shared.registry)
+            if (
+                autorun
+                and life is not None
+                and life.phase is LISTENING
+                and any(shared.difference(life, new, touched, everything))
+            ):
+                life.requests.append(request)
+            else:
+                shared.commit(life, new, touched)
+                request.done.set()
+        shared.dispatcher.turns.wake()
+        if not request.done.is_set():
+            self.wake()
+        return request
+
+    def take_back(self, request: Request, undo: Step) -> None:
+        """Undo a change that nobody waits for any more. Does not wait."""
+        with self.shared.lock:
+            life = self.shared.life
+            if life is not None and request in life.requests:
+                request.drop()
+                return
+        self.request(undo, True)
 
     # -- start and stop ----------------------------------------------------------------------------------------
 
