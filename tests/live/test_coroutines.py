@@ -569,7 +569,7 @@ def test_subscribed_again_before_the_first_telling_was_awaited(server: str, chan
     async def main() -> None:
         with Notifier(server) as n:
             n.subscribe(1, channel, heard, on_listen=told)
-            until(lambda: n._dispatcher.boxes[1].batch is not None)  # on its way to this loop, which is busy here
+            until(lambda: n._dispatcher.boxes[1].owner is not None)  # on its way to this loop, which is busy here
             n.unsubscribe(1, channel)
             n.subscribe(1, channel, heard, on_listen=told)
             n.notify(channel, 1)

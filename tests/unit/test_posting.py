@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,10 +14,12 @@ from psycopg import Notify
 
 from pgnotifier import registry
 from pgnotifier.delivery import posting as module
-from pgnotifier.delivery.mailbox import MAX_TURN, Mailbox, State
+from pgnotifier.delivery.coverage import Coverage
+from pgnotifier.delivery.mailbox import MAX_TURN, Mailbox, Owner, State
 from pgnotifier.delivery.patience import PATIENCE_SECONDS, RATE_SECONDS
 from pgnotifier.delivery.posting import LOOK_AGAIN, Posting
 from pgnotifier.delivery.runs import Run
+from pgnotifier.delivery.turns import Turns
 from pgnotifier.registry import EMPTY, SYSCHAN, Subscription
 
 SINCE = datetime(2030, 1, 1, tzinfo=timezone.utc)
@@ -43,9 +46,13 @@ class House:
     """A posting, its mailboxes and what became ready. `subscribe` says who is subscribed to channel "c"."""
 
     def __init__(self) -> None:
-        self.boxes: dict[Hashable, Mailbox] = {}
-        self.ready: list[Hashable] = []
-        self.posting = Posting(self.boxes, lambda box: self.ready.append(box.id))
+        self.turns = Turns(threading.RLock(), Coverage(), lambda attempt: 0.0)
+        self.boxes: dict[Hashable, Mailbox] = self.turns.boxes
+        self.posting = Posting(self.turns)
+
+    @property
+    def ready(self) -> list[Hashable]:
+        return [box.id for box in self.turns._queue]
 
     def subscribe(self, id: Hashable, limit: int, latest: bool = False, channel: str = "c") -> Mailbox:
         sub = Subscription(call, on_listen=call, latest=latest)
@@ -61,8 +68,7 @@ class House:
         route, fit = self.posting.plan(channel, size)
         if fit:
             run = self.posting.run(route, channel, [Notify(channel, str(i), 1) for i in range(fit)], SINCE)
-            self.posting.put(route[0], run)
-            self.posting.put_latest(route[1], run)
+            self.posting.put(*route, run)
         return fit
 
     def spend(self) -> None:
@@ -84,11 +90,11 @@ def test_a_run_goes_to_all_and_only_the_last_to_latest(clock: Clock) -> None:
     assert house.post(4) == 4
     assert one.entries[0] is two.entries[0]
     assert isinstance(one.entries[0], Run)
-    assert one.entries[0].decoded is not None
+    assert one.entries[0].payloads is not None
     assert (len(one), len(two), len(last)) == (4, 4, 1)
     assert isinstance(last.entries[0], Run)
     assert (last.entries[0].start, last.entries[0].stop) == (3, 4)
-    assert last.entries[0].decoded is one.entries[0].decoded, "decoded once for all of them"
+    assert last.entries[0].payloads is one.entries[0].payloads, "decoded once for all of them"
     assert sorted(house.ready, key=str) == [1, 2, 3]
 
 
@@ -97,7 +103,7 @@ def test_a_run_for_one_subscriber_shares_nothing(clock: Clock) -> None:
     box = house.subscribe(1, 10)
     house.post(2)
     assert isinstance(box.entries[0], Run)
-    assert box.entries[0].decoded is None
+    assert box.entries[0].payloads is None
 
 
 def test_a_route_knows_neither_the_muted_nor_those_without_a_mailbox(clock: Clock) -> None:
@@ -108,7 +114,7 @@ def test_a_route_knows_neither_the_muted_nor_those_without_a_mailbox(clock: Cloc
     del house.boxes[1].subs["c"]  # as the dispatcher does with what is muted
     del house.boxes[2]
     assert [b.id for b in house.posting.plan("c", 1)[0][0]] == [3]
-    house.posting.registry = registry.mute_channels(reg, ["c"], True)[0]
+    del house.boxes[3].subs["c"]
     assert [b.id for b in house.posting.plan("c", 1)[0][0]] == [3], "the route is kept until it is forgotten"
     house.posting.forget_route("c")
     assert house.posting.plan("c", 1) == (((), ()), 1)
@@ -137,7 +143,7 @@ def test_a_full_mailbox_takes_what_fits_and_the_listener_waits(clock: Clock) -> 
     assert house.post(6) == 6
     assert not box.blocking
     assert (len(box), len(other), house.posting.dropped) == (10, 16, 6)
-    assert house.posting.late == [box]
+    assert [*house.posting.late] == [box]
     assert box.unannounced == {"c": 6}
 
 
@@ -152,7 +158,7 @@ def test_a_fast_subscriber_is_waited_for_without_limit(clock: Clock) -> None:
         box.turn, before = MAX_TURN, box.taken
         while box.taken < before + 125:  # 12,500 a second
             assert box.take()
-            box.done()
+            box.hand = None
     assert house.posting.dropped == 0
     assert house.posting._patience.left(clock.moment) == PATIENCE_SECONDS
 
@@ -180,7 +186,7 @@ def test_latest_needs_no_room_where_its_place_is_open(clock: Clock) -> None:
     assert house.post(5) == 5
     assert (len(box), house.posting.dropped) == (3, 0)
     assert box.take()
-    box.done()
+    box.hand = None
     assert house.post(1, "d") == 1
     assert house.post(5) == 5
     assert (len(box), house.posting.dropped, box.unannounced) == (3, 1, {"d": 1})
@@ -194,25 +200,26 @@ def test_an_event_makes_room_and_says_so(clock: Clock) -> None:
     house.subscribe(1, 2)
     house.post(2)
     house.posting.event({"event": "connected"})
-    assert (len(box), house.posting.dropped, box.unannounced, house.posting.late) == (2, 1, {"c": 1}, [box])
+    assert (len(box), house.posting.dropped, box.unannounced, [*house.posting.late]) == (2, 1, {"c": 1}, [box])
     last = box.entries[-1]
     assert isinstance(last, Run)
     assert last.channel == SYSCHAN
     assert last.notifications[0].pid == 0
-    assert last.decoded is not None
-    assert last.decoded.payloads == [{"event": "connected"}]
+    assert last.payloads == [{"event": "connected"}]
     house.posting.make_room(box, 1)
-    assert (house.posting.dropped, box.unannounced, house.posting.late) == (2, {"c": 2}, [box])
+    assert (house.posting.dropped, box.unannounced, [*house.posting.late]) == (2, {"c": 2}, [box])
 
 
-def test_only_idle_mailboxes_and_those_on_an_event_loop_are_looked_at(clock: Clock) -> None:
+def test_only_idle_mailboxes_come_into_the_queue_and_owners_hear_of_the_rest(clock: Clock) -> None:
     """A mailbox that a worker has, or that stands in the queue, needs nothing; an event loop may have been closed."""
     house = House()
     for id, state in enumerate(State):
         house.subscribe(id, 10).state = state
-    house.boxes[3].batch = object()
+    owner = house.boxes[3].owner = cast(Owner, object())
     house.post(1)
-    assert {State.IDLE, State.AWAITING} == {house.boxes[id].state for id in house.ready}
+    assert house.ready == [0]
+    assert house.boxes[0].state is State.READY
+    assert [*house.turns._noticed] == [owner]
     assert all(len(box) == 1 for box in house.boxes.values())
 
 
@@ -223,22 +230,22 @@ def test_what_was_dropped_is_announced_once_a_second_and_when_all_is_handled(clo
     house.spend()
     house.post(2)
     house.post(2)
-    assert house.posting.to_announce() == [(1, {"c": 2})]
-    assert house.posting.to_announce() == []
+    assert house.posting.to_announce([box]) == [(1, {"c": 2})]
+    assert house.posting.to_announce([box]) == []
     clock.moment += 0.5
     house.post(1)
     house.post(1)
-    assert house.posting.to_announce() == []
+    assert house.posting.to_announce([box]) == []
     clock.moment += 0.5
-    assert house.posting.to_announce() == [(1, {"c": 2})]
+    assert house.posting.to_announce([box]) == [(1, {"c": 2})]
     house.spend()
     house.post(1)
-    box.purge("c")
+    box.purge("c", SINCE)
     box.state = State.RUNNING
-    assert house.posting.to_announce() == []
+    assert house.posting.to_announce([box]) == []
     box.state = State.IDLE
-    assert house.posting.to_announce() == [(1, {"c": 1})]
-    assert (house.posting.late, box.unannounced, house.posting.dropped) == ([], {}, 5)
+    assert house.posting.to_announce([box]) == [(1, {"c": 1})]
+    assert ([*house.posting.late], box.unannounced, house.posting.dropped) == ([], {}, 5)
 
 
 def test_a_halt_posts_the_last_event_and_forgets_all_routes(clock: Clock) -> None:
@@ -266,7 +273,7 @@ def test_no_more_is_dropped_than_needed(
     boxes = []
     for id, (limit, filled, latest, in_hand) in enumerate(mailboxes):
         box = house.subscribe(id, limit, latest=latest)
-        box.put(Run("c", [Notify("c", str(i), 1) for i in range(limit)], SINCE, None, 0, min(filled, limit)))
+        box.put(Run("c", [Notify("c", str(i), 1) for i in range(limit)], SINCE, 0, min(filled, limit)))
         box.turn = MAX_TURN
         if in_hand and filled:
             assert box.take()

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from psycopg import Notify
 
 from pgnotifier.delivery import turns as turns_module
-from pgnotifier.delivery.coverage import ListenCall
+from pgnotifier.delivery.calls import Calls
+from pgnotifier.delivery.coverage import Coverage, ListenCall
 from pgnotifier.delivery.dispatcher import Dispatcher
-from pgnotifier.delivery.eventloops import EventLoops
+from pgnotifier.delivery.eventloops import Batch
 from pgnotifier.delivery.mailbox import AWAITING, IDLE, NEXT, PAUSED, READY, RUNNING, Mailbox, State
 from pgnotifier.delivery.runs import Entry, Run
 from pgnotifier.delivery.turns import Turns, Worker
@@ -33,15 +34,23 @@ def call(*_: Any) -> None:
 def after(
     turns: Turns,
     box: Mailbox | None = None,
-    stays: bool = False,
     delivered: int = 0,
-    failed: ListenCall | None = None,
+    rest: Entry | None = None,
     worker: Worker | None = None,
 ) -> tuple[Mailbox, Entry] | None:
     """What a worker is given whose last turn was so."""
     worker = worker or Worker()
-    worker.box, worker.stays, worker.delivered, worker.failed = box, stays, delivered, failed
-    return turns.next(worker)
+    worker.boxes, worker.delivered = [] if box is None else [box], delivered
+    if box is not None:
+        box.rest = rest
+    with turns.lock:
+        turns.exchange(worker)
+    turns.idle.clear()  # it comes again without being woken
+    if not worker.boxes:
+        return None
+    (box,) = worker.boxes
+    assert box.hand is not None
+    return box, box.hand
 
 
 class Watched(Mailbox):
@@ -70,14 +79,10 @@ class House:
     def __init__(self, delay: float = 0.0) -> None:
         self.dispatcher = Dispatcher(100, lambda attempt: delay, lambda: None)
         self.turns: Turns = self.dispatcher.turns
-        self.loops = EventLoops(self.dispatcher, self)  # type: ignore[arg-type]
+        self.calls = Calls(self.dispatcher, str, lambda: None)
         self.box = self.mailbox("id")
-        self.failures = self.number = 0
+        self.number = 0
         self.turn: tuple[Mailbox, Entry] | None = None
-
-    def failed(self, *_: object) -> None:
-        """As of the workers: what fails on an event loop comes here."""
-        self.failures += 1
 
     def mailbox(self, id: str) -> Watched:
         box = self.dispatcher.boxes[id] = Watched(id, 100)
@@ -88,34 +93,34 @@ class House:
         box = self.box if box is None else box
         notifications = [Notify("c", str(self.number + i), 1) for i in range(count)]
         self.number += count
-        box.put(Run("c", notifications, SINCE, None, 0, count))
+        box.put(Run("c", notifications, SINCE, 0, count))
         self.turns.add(box)
 
     def tell(self) -> None:
         self.box.tell(ListenCall("c", None))
         self.turns.add(self.box)
 
-    def next(self, stay: bool = False, failed: ListenCall | None = None) -> tuple[Mailbox, Entry] | None:
+    def next(self, rest: Entry | None = None) -> tuple[Mailbox, Entry] | None:
         """What a worker does between two turns; it does not wait, because the queue is not running."""
         box, delivered = (None, 0) if self.turn is None else (self.turn[0], int(isinstance(self.turn[1], Run)))
-        self.turn = after(self.turns, box, stay, delivered, failed)
+        self.turn = after(self.turns, box, delivered, rest)
         return self.turn
 
     def fail(self) -> None:
         """The call of `on_listen` that is in hand has raised."""
         assert self.turn is not None
         assert isinstance(self.turn[1], ListenCall)
-        self.next(failed=self.turn[1])
+        self.next(rest=self.turn[1])
 
-    def ship(self, loop: Loop) -> bool:
+    def ship(self, loop: Loop) -> Batch:
         """Hand the turn over to an event loop."""
         assert self.turn is not None
         (box, hand), self.turn = self.turn, None
-        sub = box.subs["c"] = box.sub = Subscription(call, loop=loop, awaits=True, tells_by_awaiting=True)
-        kept = self.loops.take(box, hand, sub, [(0, hand, 0)])
-        if not kept:
-            self.turn = box, hand
-        return kept
+        sub = box.subs["c"] = Subscription(call, loop=loop, awaits=True, tells_by_awaiting=True)
+        box.sub = sub if box.sub is not None else None
+        batch = Batch(self.dispatcher, self.calls, box, hand, sub)
+        batch.ship()
+        return batch
 
 
 class Loop:
@@ -150,7 +155,7 @@ def worker_takes(house: House) -> None:
 
 def all_thrown_away_before_a_worker_comes(house: House) -> None:
     house.put()
-    house.box.purge("c")
+    house.box.purge("c", SINCE)
     assert house.next() is None
 
 
@@ -169,42 +174,45 @@ def worker_leaves_the_rest(house: House) -> None:
     assert house.turn[0] is other, "each in its turn"
 
 
-def event_loop_calls(house: House) -> None:
+def event_loop_calls(house: House) -> Batch:
     worker_takes(house)
-    assert house.ship(Loop())
+    return house.ship(Loop())
 
 
 def event_loop_was_closed(house: House) -> None:
     worker_takes(house)
     loop = Loop()
     loop.closed = True
-    assert not house.ship(loop)
-    assert house.failures == 1
+    house.ship(loop)
+    assert house.dispatcher.failed == 1
+    assert house.box.state is IDLE
 
 
 def event_loop_is_through(house: House) -> None:
-    event_loop_calls(house)
-    house.turns.release(house.box)
+    batch = event_loop_calls(house)
+    batch.items.clear()
+    batch._step()
 
 
 def event_loop_leaves_the_rest(house: House) -> None:
-    event_loop_calls(house)
+    batch = event_loop_calls(house)
     house.put()
-    house.turns.release(house.box)
+    batch.loop.closed = True
+    batch.notice()
 
 
 def event_loop_fails_on_listen(house: House) -> None:
     house.tell()
     house.next()
-    assert house.ship(Loop())
+    batch = house.ship(Loop())
     assert isinstance(house.box.hand, ListenCall)
-    house.turns.release(house.box, house.box.hand)
+    batch.items.clear()
+    batch._step()
 
 
 def on_listen_fails(house: House) -> None:
     house.tell()
     house.next()
-    house.dispatcher._delay = None  # type: ignore[assignment]
     house.turns._delay = lambda attempt: 60.0
     house.fail()
 
@@ -217,7 +225,7 @@ def on_listen_is_due_again(house: House) -> None:
     assert isinstance(house.turn[1], ListenCall)
 
 
-SCENARIOS: dict[Edge, Callable[[House], None]] = {
+SCENARIOS: dict[Edge, Callable[[House], object]] = {
     (IDLE, READY): put,
     (READY, RUNNING): worker_takes,
     (READY, IDLE): all_thrown_away_before_a_worker_comes,
@@ -225,12 +233,17 @@ SCENARIOS: dict[Edge, Callable[[House], None]] = {
     (RUNNING, READY): worker_leaves_the_rest,
     (RUNNING, AWAITING): event_loop_calls,
     (RUNNING, PAUSED): on_listen_fails,
-    (AWAITING, RUNNING): event_loop_was_closed,
     (AWAITING, IDLE): event_loop_is_through,
     (AWAITING, READY): event_loop_leaves_the_rest,
     (AWAITING, PAUSED): event_loop_fails_on_listen,
     (PAUSED, READY): on_listen_is_due_again,
 }
+
+
+def test_an_event_loop_that_is_closed_already_is_a_failure_of_each_call(house: House) -> None:
+    """Guarantee 8."""
+    event_loop_was_closed(house)
+    assert (RUNNING, AWAITING) in house.box.edges
 
 
 def test_there_is_a_scenario_for_every_edge() -> None:
@@ -255,7 +268,7 @@ operations = st.lists(
                 "tell",
                 "next",
                 "next",
-                "stay",
+                "next",
                 "fail",
                 "ship",
                 "closed",
@@ -278,7 +291,7 @@ class Player:
     def __init__(self) -> None:
         self.house = House()
         self.boxes = [self.house.box, self.house.mailbox("other")]
-        self.shipped: list[Watched] = []
+        self.shipped: list[Batch] = []
         self.due: dict[str, list[int]] = {"id": [], "other": []}
 
     def play(self, op: str, which: int, count: int) -> None:
@@ -290,36 +303,42 @@ class Player:
         elif op == "tell":
             box.tell(ListenCall("c", None))
             house.turns.add(box)
-        elif op in ("next", "stay"):
+        elif op == "next":
             self.through()
-            house.next(stay=op == "stay")
+            house.next()
         elif op == "fail" and turn is not None and isinstance(turn[1], ListenCall):
             house.fail()
-        elif op in ("ship", "closed") and turn is not None and turn[0].hand is turn[1]:
+        elif op in ("ship", "closed") and turn is not None and turn[0].sub is not None:
             loop = Loop()
             loop.closed = op == "closed"
-            if house.ship(loop):
-                self.shipped.append(turn[0])  # type: ignore[arg-type]
+            if loop.closed:
+                self.handled(turn[0])
+            batch = house.ship(loop)
+            if not loop.closed:
+                self.shipped.append(batch)
         elif op in ("release", "awaited") and self.shipped:
-            box = self.shipped.pop(0)
-            failed = box.hand if op == "awaited" and isinstance(box.hand, ListenCall) else None
-            if failed is None:
-                self.handled(box)
-            box.batch = None
-            house.turns.release(box, failed)
+            batch = self.shipped.pop(0)
+            if op == "release":
+                batch.told = True
+            if op == "release" or isinstance(batch.hand, Run):
+                self.handled(batch.box)
+            batch.items.clear()
+            batch._step()
         elif op == "void":
             self.due[str(box.id)] = []
+            sub = box.subs["c"]
             house.dispatcher._void(box, "c", SINCE)
+            box.subs["c"] = sub
         elif op == "begin":
             counts = [len(one.edges) for one in self.boxes]
-            house.turns.begin(list(house.dispatcher.boxes.values()))
+            house.turns.begin()
             house.turns.running = False
             for one, count in zip(self.boxes, counts, strict=True):
                 del one.edges[count:]  # it sets the states anew, whatever they were
 
     def handled(self, box: Mailbox) -> None:
         hand, due = box.hand, self.due[str(box.id)]
-        if isinstance(hand, Run):
+        if isinstance(hand, Run) and box.sub is not None:
             numbers = [int(n.payload) for n in hand.notifications[hand.start : hand.stop]]
             assert numbers == due[: len(numbers)]
             del due[: len(numbers)]
@@ -335,7 +354,7 @@ class Player:
             assert turns._queue.count(box) == (box.state is READY)
             assert turns._paused.count(box) == (box.state is PAUSED)
             assert (box.state is RUNNING) == (turn is not None and turn[0] is box)
-            assert (box.state is AWAITING) == (box in self.shipped)
+            assert (box.state is AWAITING) == (box in [batch.box for batch in self.shipped])
             assert not (box.entries and box.state is IDLE), "it waits, and nobody will come"
             assert (box.hand is None and not box.held) or box.state in (RUNNING, AWAITING)
         busy = [box for box in self.boxes if box.state is not IDLE]
@@ -366,75 +385,80 @@ def test_any_sequence_keeps_to_the_table_and_forgets_nothing(script: list[tuple[
 # -- the rest ----------------------------------------------------------------------------------------------------
 
 
-def bare(delay: Callable[[int], float] = lambda attempt: 0.0) -> tuple[Turns, dict[str, list[Any]]]:
-    seen: dict[str, list[Any]] = {"void": [], "empty": [], "after": []}
-    turns = Turns(
-        threading.RLock(),
-        delay,
-        lambda box, call: seen["void"].append((box.id, call)),
-        lambda box: seen["empty"].append(box.id),
-        lambda box: seen["after"].append(box.id),
-    )
-    return turns, seen
+def bare(delay: Callable[[int], float] = lambda attempt: 0.0) -> Turns:
+    return Turns(threading.RLock(), Coverage(), delay)
 
 
 def mailbox(id: str, count: int = 0) -> Mailbox:
     box = Mailbox(id, 100)
     box.subs["c"] = Subscription(call, on_listen=call)
     if count:
-        box.put(Run("c", [Notify("c", str(i), 1) for i in range(count)], SINCE, None, 0, count))
+        box.put(Run("c", [Notify("c", str(i), 1) for i in range(count)], SINCE, 0, count))
     return box
 
 
-def test_a_worker_may_stay_with_a_mailbox_or_goes_to_the_next_in_the_queue() -> None:
-    """Guarantee 9: the mailbox that was left stands behind the others, and none starves."""
-    turns, _ = bare()
+def test_the_mailbox_that_was_left_stands_behind_the_others() -> None:
+    """Guarantee 9: none starves."""
+    turns = bare()
     one, two = mailbox("one", 100), mailbox("two", 1)
     turns.add(one)
     turns.add(two)
     turn = after(turns)
     assert turn is not None
     assert turn[0] is one
-    first = one.hand
-    turn = after(turns, one, True, 8, None)
-    assert turn is not None
-    assert turn[0] is one
-    assert one.hand is not first
-    assert one.state is RUNNING
-    turn = after(turns, one, False, 8, None)
+    turn = after(turns, one, 8)
     assert turn is not None
     assert turn[0] is two
     assert (one.state, one.hand, one.held) == (READY, None, 0)
-    turn = after(turns, two, True, 1, None)
+    turn = after(turns, two, 1)
     assert turn is not None
     assert turn[0] is one
-    assert turns.delivered == 17
+    assert turns.delivered == 9
 
 
-def test_a_turn_is_followed_up_where_somebody_waits_for_it() -> None:
-    """The listener for room, a reader of events for what was dropped, a caller for the bell; else for nobody."""
-    turns, seen = bare()
-
-    def turn(blocking: bool = False, dropped: bool = False, subscribed: bool = True) -> None:
-        box, other = mailbox("one", 1), mailbox("other", 1)
+@pytest.mark.parametrize("most", [1, 3])
+def test_several_mailboxes_with_one_call_each_are_taken_at_once(most: int) -> None:
+    """Guarantee 9: what has not begun still counts as waiting; a longer turn has the worker for itself."""
+    turns = bare()
+    boxes = [mailbox(str(i), count) for i, count in enumerate([1, 1, 1, 1, 5, 1])]
+    for box in boxes:
         turns.add(box)
-        assert after(turns) == (box, box.hand)
-        turns.add(other)
-        box.blocking, box.unannounced = blocking, {"c": 1} if dropped else {}
-        if not subscribed:
-            box.subs.clear()
-        assert after(turns, box) == (other, other.hand)
+    worker, taken = Worker(most), []
+    while turns._queue:
+        turns.exchange(worker)
+        taken.append([int(str(box.id)) for box in worker.boxes])
+        assert all(box.state is RUNNING for box in worker.boxes)
+        assert [len(box) for box in worker.boxes[1:]] == [1] * (len(worker.boxes) - 1)
+        assert worker.boxes[0].held == worker.boxes[0].hand.size - 1  # type: ignore[union-attr]
+    assert taken == ([[0], [1], [2], [3], [4], [5]] if most == 1 else [[0, 1, 2], [3], [4], [5]])
 
-    turn()
-    assert seen == {"void": [], "empty": [], "after": []}
-    turn(blocking=True)
-    turn(dropped=True)
-    assert seen["after"] == ["one", "one"]
-    turns.bell.wait_for(lambda: turn() or True)  # type: ignore[func-returns-value]
-    assert len(seen["after"]) > 2
-    assert seen["empty"] == []
-    turn(subscribed=False)
-    assert seen["empty"] == ["one"], "nothing is subscribed, so the mailbox can be forgotten"
+
+def test_a_turn_is_followed_up_where_somebody_waits_for_it(house: House) -> None:
+    """The listener for room, SYSCHAN's subscribers for what was dropped, a caller for the bell; else nobody."""
+    dispatcher, posting, rooms = house.dispatcher, house.dispatcher.posting, list[int]()
+    dispatcher._on_room = lambda: rooms.append(1)
+    dispatcher.ended(house.box)
+    assert rooms == []
+    house.box.blocking = True
+    posting.blocking.append(house.box)
+    dispatcher.ended(house.box)
+    assert rooms == [1]
+    house.put(90)
+    dispatcher.ended(house.box)
+    assert rooms == [1], "it has no room yet"
+    house.box.unannounced = {"c": 1}
+    posting.late[house.box] = None
+    dispatcher.ended(house.box)
+    assert not posting.late
+    rang = list[int]()
+    dispatcher.turns.bell.wait_for(lambda: dispatcher.ended(house.box) or rang.append(1) or len(rang) > 2)
+
+
+def test_a_mailbox_that_is_subscribed_to_nothing_is_forgotten(house: House) -> None:
+    worker_takes(house)
+    house.box.subs.clear()
+    house.next()
+    assert "id" not in house.dispatcher.boxes
 
 
 def test_a_failed_on_listen_waits_longer_each_time_and_begins_anew_when_it_returned(
@@ -443,16 +467,16 @@ def test_a_failed_on_listen_waits_longer_each_time_and_begins_anew_when_it_retur
     """Guarantee 10: the backoff of its attempts; what waits behind it keeps its order."""
     moment = 50.0
     monkeypatch.setattr(turns_module, "monotonic", lambda: moment)
-    turns, _ = bare(lambda attempt: 2.0**attempt)
+    turns = bare(lambda attempt: 2.0**attempt)
     box = mailbox("one")
     box.tell(ListenCall("c", None))
-    box.put(Run("c", [Notify("c", "1", 1)], SINCE, None, 0, 1))
+    box.put(Run("c", [Notify("c", "1", 1)], SINCE, 0, 1))
     turns.add(box)
     for attempt in (1, 2, 3):
         turn = after(turns)
         assert turn is not None
         assert isinstance(turn[1], ListenCall)
-        assert after(turns, box, True, 0, turn[1]) is None
+        assert after(turns, box, rest=turn[1]) is None
         assert (box.state, box.attempt, box.resume_at) == (PAUSED, attempt, moment + 2.0**attempt)
         turns.add(box)
         assert box.state is PAUSED, "more that comes does not bring it forward"
@@ -460,52 +484,48 @@ def test_a_failed_on_listen_waits_longer_each_time_and_begins_anew_when_it_retur
         assert after(turns) is None
         moment += 0.01
     assert after(turns) is not None
-    turn = after(turns, box, False, 0, None)
+    turn = after(turns, box)
     assert turn is not None
     assert isinstance(turn[1], Run)
-    assert after(turns, box, False, 1, None) is None
+    assert after(turns, box, 1) is None
     assert (box.state, box.attempt) == (IDLE, 0)
 
 
-def test_the_backoff_begins_anew_also_where_the_worker_stays_with_the_mailbox() -> None:
-    turns, _ = bare()
+@pytest.mark.parametrize("again", [False, True])
+def test_a_failed_call_whose_subscription_is_muted_is_taken_back(again: bool) -> None:
+    """Guarantee 10: and made first, before the call that is due since, if the subscription is covered again."""
+    turns = bare()
     box = mailbox("one")
-    box.tell(ListenCall("c", None))
-    box.put(Run("c", [Notify("c", "1", 1)], SINCE, None, 0, 1))
+    cover = lambda covered: turns._coverage.update("c", "one", True, covered, SINCE, SINCE)  # noqa: E731
+    first = cover(True)
+    box.tell(first)
     turns.add(box)
     turn = after(turns)
     assert turn is not None
-    assert isinstance(turn[1], ListenCall)
-    turn = after(turns, box, False, 0, turn[1])
-    assert turn is not None
-    assert box.attempt == 1
-    turn = after(turns, box, True, 0, None)
-    assert turn is not None
-    assert isinstance(turn[1], Run)
-    assert box.attempt == 0
-
-
-def test_a_failed_call_whose_subscription_is_muted_is_taken_back() -> None:
-    turns, seen = bare()
-    box = mailbox("one")
-    box.tell(ListenCall("c", None))
-    turns.add(box)
-    turn = after(turns)
-    assert turn is not None
-    assert isinstance(turn[1], ListenCall)
-    box.purge("c")
-    assert after(turns, box, False, 0, turn[1]) is None
-    assert seen["void"] == [("one", turn[1])]
-    assert box.state is IDLE
+    assert turn[1] is first
+    box.purge("c", SINCE)
+    assert cover(False) is None
+    if again:
+        box.tell(cover(True))
+        turn = after(turns, box, rest=first)
+        assert turn is not None
+        assert turn[1] is first
+        assert len(box.entries) == 1
+    else:
+        assert after(turns, box, rest=first) is None
+        assert box.state is IDLE
+        due = cover(True)
+        assert due is not None
+        assert due.gap is None, "the first call is still to come"
 
 
 def test_waking_wakes_as_many_workers_as_mailboxes_are_ready_and_all_at_the_end() -> None:
-    turns, _ = bare()
+    turns = bare()
     turns.running = True
     waiters = [threading.Lock() for _ in range(3)]
     for waiter in waiters:
         waiter.acquire()
-    turns._idle += waiters
+    turns.idle += waiters
     turns.wake()
     assert all(w.locked() for w in waiters)
     turns.add(mailbox("one", 1))
@@ -518,47 +538,46 @@ def test_waking_wakes_as_many_workers_as_mailboxes_are_ready_and_all_at_the_end(
 
 
 def test_a_worker_waits_no_longer_than_until_an_on_listen_is_due() -> None:
-    turns, _ = bare(lambda attempt: 0.05)
+    dispatcher = Dispatcher(100, lambda attempt: 0.05, lambda: None)
+    turns = dispatcher.turns
     turns.running = True
-    box = mailbox("one")
+    box = turns.boxes["one"] = mailbox("one")
     box.tell(ListenCall("c", None))
     turns.add(box)
     worker = Worker()
-    turn = after(turns, worker=worker)
-    assert turn is not None
-    assert isinstance(turn[1], ListenCall)
+    assert dispatcher.next(worker)
+    assert worker.boxes == [box]
+    assert isinstance(box.hand, ListenCall)
+    box.rest = call = box.hand
     began = monotonic()
-    again = after(turns, box, failed=turn[1], worker=worker)
+    assert dispatcher.next(worker)
     assert monotonic() - began < 0.9, "longer than the 0.05 seconds"
-    assert again is not None
-    assert again[1] is turn[1]
-    assert turns._idle == []
+    assert box.hand is call
+    assert turns.idle == []
+    turns.running = False
+    assert not dispatcher.next(worker)
 
 
-def test_a_closed_event_loop_is_noticed_when_something_comes_for_it() -> None:
-    """Guarantee 8: its mailbox is taken back on the next waking, not under the lock."""
-    turns, _ = bare()
-    reclaimed: list[int] = []
-    turns.reclaim = lambda: reclaimed.append(1)
+def test_an_owner_is_told_when_something_comes_for_it() -> None:
+    """Guarantee 8: on the next waking, not under the lock, so that a closed event loop is noticed."""
+    turns = bare()
+    noticed: list[int] = []
     box = mailbox("one", 1)
     turns.add(box)
     after(turns)
-    loop = Loop()
     box.to(AWAITING)
-    box.batch = type("Batch", (), {"loop": loop})()
-    turns.add(box)
-    turns.wake()
-    assert not reclaimed
-    loop.closed = True
-    turns.add(box)
-    assert not reclaimed
+    box.owner = type("Owner", (), {"notice": lambda _: noticed.append(1)})()
+    with turns.lock:
+        turns.add(box)
+        turns.wake()
+        assert not noticed
     turns.wake()
     turns.wake()
-    assert reclaimed == [1]
+    assert noticed == [1]
 
 
 def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:
-    turns, _ = bare()
+    turns = bare()
     boxes = [mailbox(str(i), 2) for i in range(5)]
     for box, state in zip(boxes, State, strict=True):
         box.state = state
@@ -567,7 +586,8 @@ def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:
     boxes[-1].state = READY
     turns._queue.append(boxes[0])
     turns._paused.append(boxes[0])
-    turns.begin(boxes)
+    turns.boxes.update((box.id, box) for box in boxes)
+    turns.begin()
     assert turns.running
     assert [box.state for box in boxes] == [READY, READY, RUNNING, AWAITING, READY, IDLE]
     assert all(box.waiting == 2 for box in boxes[:-1])
@@ -579,7 +599,7 @@ def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:
 
 def test_a_mailbox_that_stands_in_the_queue_twice_is_taken_once() -> None:
     """A thread that was interrupted between two lines of `add` may leave it there twice."""
-    turns, _ = bare()
+    turns = bare()
     box = mailbox("one", 1)
     turns._queue.append(box)
     turns.add(box)
@@ -587,5 +607,5 @@ def test_a_mailbox_that_stands_in_the_queue_twice_is_taken_once() -> None:
     assert turn is not None
     assert after(turns) is None
     assert box.state is RUNNING
-    assert after(turns, box, False, 1, None) is None
+    assert after(turns, box, 1) is None
     assert box.state is IDLE

@@ -17,12 +17,11 @@ from pyrsistent import PMap
 from ..clock import now
 from ..gap import Gap, Reason
 from ..log import WARNING, log
-from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Subscription, Touched
+from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Touched
 from .coverage import Coverage, ListenCall
 from .mailbox import IDLE, PAUSED, Mailbox
 from .posting import Posting
-from .runs import Entry, Run
-from .turns import Turns
+from .turns import Turns, Worker
 
 MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
 
@@ -36,29 +35,32 @@ class Dispatcher:
     without the lock when a full mailbox that the listener waits for has room.
     """
 
-    def __init__(self, max_pending: int, delay: Callable[[int], float], on_room: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        max_pending: int,
+        delay: Callable[[int], float],
+        on_room: Callable[[], None],
+        coverage: Coverage | None = None,
+    ) -> None:
         self.limit, self._delay, self._on_room = max_pending, delay, on_room
         self.lock: Any = threading.RLock()  # an RLock knows whether the current thread holds it
-        self.coverage = Coverage()
-        self.boxes: dict[Hashable, Mailbox] = {}
-        self.turns = Turns(self.lock, delay, self._give_back, self._forget, self._after)
-        self.posting = Posting(self.boxes, self.turns.add)
+        self.coverage = coverage or Coverage()
+        self.turns = Turns(self.lock, self.coverage, delay)
+        self.boxes: dict[Hashable, Mailbox] = self.turns.boxes
+        self.posting = Posting(self.turns)
         self.active: PMap[str, bool] = NO_CHANNELS  # the channels that are listened to
         self.failed = 0
 
     # -- the registry that calls follow ---------------------------------------------------------------------
 
-    def commit(
-        self, reg: Registry, touched: Iterable[Touched], confirmed: datetime, active: PMap[str, bool] | None = None
-    ) -> None:
+    def commit(self, reg: Registry, touched: Iterable[Touched], confirmed: datetime, active: PMap[str, bool]) -> None:
         """From now on calls follow `reg`, in which `touched` may be new, and `active` channels are listened to.
 
         Everything committed before `confirmed` has been received. Any thread.
         """
         with self.lock:
             old, self.posting.registry = self.posting.registry, reg
-            if active is not None:
-                self.active = active
+            self.active = active
             for name, ids in touched:
                 self.posting.forget_route(name)
                 before, entry = old.channels.get(name), reg.channels.get(name)
@@ -70,26 +72,22 @@ class Dispatcher:
 
     def _follow(self, id: Hashable, name: str, entry: Channel | None, confirmed: datetime) -> None:
         """One subscription may have changed: what waits for it, and what it hears. Under the lock."""
-        registered = entry.subscribers.get(id) if entry is not None else None
-        box = self.boxes.get(id)
-        sub = registered
+        sub = entry.subscribers.get(id) if entry is not None else None
+        wanted = sub is not None and sub.on_listen is not None
         if sub is not None and (sub.mute or entry is None or entry.mute):
             sub = None
+        box = self.boxes.get(id)
         if not self.turns.running and (box is None or name not in box.subs):
             sub = None  # a stopped notifier calls nobody
-        wanted = registered is not None and registered.on_listen is not None
         covered = sub is not None and name in self.active
         if wanted and not covered and not self.coverage.is_told(name, id):
             sub = None  # no call comes before the first on_listen
-        since = confirmed
-        calls: list[ListenCall] = []
+        since, calls = confirmed, list[ListenCall]()
         if sub is not None:
             if box is None:
                 box = self.boxes[id] = Mailbox(id, self.limit)
-            box.subs[name] = sub
-            if box.hand is not None and box.hand.channel == name:
-                box.sub = sub
-        elif box is not None and box.subs.pop(name, None) is not None:
+            box.follow(name, sub)
+        elif box is not None and name in box.subs:
             since, calls = self._void(box, name, confirmed)
         due = self.coverage.update(name, id, wanted, covered, since, now())
         for call in calls:
@@ -98,26 +96,15 @@ class Dispatcher:
             if due is not None:
                 box.tell(due)
                 self.turns.add(box)
-            self._forget(box)
+            self.turns.forget(box)
 
     def _void(self, box: Mailbox, name: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
-        """Throw away what waits on a channel, and void the hand.
-
-        Returns the moment before which nothing of it was committed, and the calls that will not be made.
-        """
-        since, calls = box.purge(name)
-        if box.state is PAUSED:
+        """End a subscription: throw away what waits for it, and void the hand. Returns what `Mailbox.purge` does."""
+        del box.subs[name]
+        since, calls = box.purge(name, confirmed)
+        if box.state is PAUSED and calls:
             self.turns.resume(box)
-        return min(since or confirmed, confirmed), calls
-
-    def _give_back(self, box: Mailbox, call: ListenCall) -> None:
-        if not self.coverage.give_back(box.id, call):
-            box.tell_first(call)
-
-    def _forget(self, box: Mailbox) -> None:
-        """Delete the mailbox of an id that is not subscribed to anything."""
-        if not box.subs and not box.entries and box.state is IDLE:
-            self.boxes.pop(box.id, None)
+        return since, calls
 
     def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
         """Nothing is listened to any more; everything committed before `confirmed` has been received."""
@@ -130,7 +117,7 @@ class Dispatcher:
     def post(self, batch: Sequence[Any], since: datetime) -> tuple[int, float]:
         """Put notifications into the mailboxes of those who are called for them. The listener thread.
 
-        Returns how many, and, where mailboxes have no room for the others, after how many seconds to try again at the
+        Returns how many, and, if mailboxes have no room for the others, after how many seconds to try again at the
         latest. Everything committed before `since` had been received before this batch.
         """
         posting, size, done = self.posting, len(batch), 0
@@ -144,19 +131,17 @@ class Dispatcher:
             with self.lock:
                 posting.resume()
                 route, fit = posting.plan(channel, end - done) if self.turns.running else (((), ()), end - done)
-                everything, latest = route
-                if fit and (everything or latest):
-                    part = batch if fit == size else batch[done : done + fit]
-                    run = posting.run(route, channel, part, since)
-                    posting.put(everything[:MAX_SLICE], run)
-                    posting.put_latest(latest, run)
-            for begin in range(MAX_SLICE, len(everything) if fit else 0, MAX_SLICE):
+                everything, latest = route if fit else ((), ())
+                if everything or latest:
+                    run = posting.run(route, channel, batch if fit == size else batch[done : done + fit], since)
+                    posting.put(everything[:MAX_SLICE], latest, run)
+            for begin in range(MAX_SLICE, len(everything), MAX_SLICE):
                 self.turns.wake()
                 with self.lock:  # some may have been unsubscribed since
-                    posting.put([b for b in everything[begin : begin + MAX_SLICE] if channel in b.subs], run)
+                    posting.put([b for b in everything[begin : begin + MAX_SLICE] if channel in b.subs], (), run)
             self.turns.wake()
             if posting.late:
-                self._announce()
+                self._announce(tuple(posting.late))
             if not fit:
                 return done, posting.wait_seconds()
             done += fit
@@ -178,41 +163,52 @@ class Dispatcher:
                 self.turns.add(box)
         self.turns.wake()
 
-    def current(self, box: Mailbox, hand: Entry) -> Subscription | None:
-        """The subscription under which the rest of the hand is handled; None where it is void. An executor."""
-        with self.lock:
-            return box.sub if box.hand is hand else None
+    # -- turns -----------------------------------------------------------------------------------------------
 
-    def put_back(self, box: Mailbox, run: Run, place: int) -> None:
-        """The rest of the hand, from `place`, is for another executor. An executor."""
-        with self.lock:
-            if box.hand is run:
-                box.put_back(run.part(place, run.stop))
+    def next(self, worker: Worker) -> bool:
+        """End the worker's turns, and wait for the next ones; False if it has to end. A worker, without the lock."""
+        while True:
+            ended = worker.boxes
+            with self.lock:
+                seconds = self.turns.exchange(worker)
+            self._follow_up(ended)
+            if seconds is None:
+                return bool(worker.boxes)
+            del ended  # while it waits, a worker keeps nothing alive
+            worker.waiter.acquire(timeout=seconds)
+            with self.lock:
+                self.turns.idle.remove(worker.waiter)
 
-    def _announce(self) -> None:
-        """Log what mailboxes lost, and tell SYSCHAN's subscribers, once a second for each mailbox."""
+    def ended(self, box: Mailbox) -> None:
+        """The turn of a mailbox on an event loop has ended. Without the lock."""
+        self.turns.wake()
+        self._follow_up([box])
+
+    def _follow_up(self, boxes: list[Mailbox]) -> None:
+        """After turns: tell the listener of room, SYSCHAN's subscribers of losses, and ring the bell."""
+        if self.posting.blocking and any(box.blocking and box.has_room for box in boxes):
+            self._on_room()
+        if self.posting.late and any(box.unannounced for box in boxes):
+            self._announce(boxes)
+        if self.turns.bell.is_watched:
+            self.turns.bell.ring()
+
+    def _announce(self, boxes: Iterable[Mailbox]) -> None:
+        """Log what these mailboxes lost, and tell SYSCHAN's subscribers, once a second for each mailbox."""
         with self.lock:
-            told = self.posting.to_announce()
+            told = self.posting.to_announce(boxes)
         for id, gone in told:
             for channel, number in gone.items():
                 log(WARNING, "subscriber %r is too slow: %d notifications on %r were dropped", id, number, channel)
                 if channel != SYSCHAN:
                     self.event({"event": "overflow", "id": id, "channel": channel, "dropped": number})
 
-    def _after(self, box: Mailbox) -> None:
-        """After each turn."""
-        if box.blocking and box.has_room:
-            self._on_room()
-        if box in self.posting.late:
-            self._announce()
-        self.turns.bell.ring()
-
     # -- life ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """From now on what arrives is delivered."""
         with self.lock:
-            self.turns.begin(list(self.boxes.values()))
+            self.turns.begin()
 
     def halt(self, event: dict[str, Any] | None, confirmed: datetime) -> None:
         """Begin no call from now on, but those of SYSCHAN's subscribers, with `event` as the last.
@@ -228,23 +224,20 @@ class Dispatcher:
                 for box in tuple(self.boxes.values()):
                     for name in tuple(box.subs):
                         if name != SYSCHAN:
-                            del box.subs[name]
                             since, calls = self._void(box, name, confirmed)
                             self.coverage.miss(box.id, Gap(name, "stopped", since, moment))
                             for call in calls:
                                 self.coverage.give_back(box.id, call)
-                    self._forget(box)
+                    self.turns.forget(box)
                 self.posting.halt(event)
                 self.turns.running = False
 
     def for_child(self, confirmed: datetime) -> Dispatcher:
         """In a forked child: a dispatcher that knows what subscribers were told, with a lock that nobody holds."""
-        child = Dispatcher(self.limit, self._delay, self._on_room)
         self.lock = self.turns.lock = threading.RLock()
         self.halt(None, confirmed)
         self.turns.clear()
-        child.coverage = self.coverage
-        return child
+        return Dispatcher(self.limit, self._delay, self._on_room, self.coverage)
 
     def is_idle(self) -> bool:
         """Whether nothing waits and no call is under way."""

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from ..clock import earliest
 from ..gap import Gap
 from .coverage import ListenCall
 from .patience import Rate
-from .runs import Entry, Latest, Run
+from .runs import Entry, Run
 
 if TYPE_CHECKING:
     from ..registry import Subscription
@@ -40,63 +41,49 @@ NEXT: dict[State, frozenset[State]] = {
     IDLE: frozenset({READY}),
     READY: frozenset({RUNNING, IDLE}),  # IDLE: what waited has been thrown away
     RUNNING: frozenset({IDLE, READY, AWAITING, PAUSED}),
-    AWAITING: frozenset({IDLE, READY, PAUSED, RUNNING}),  # RUNNING: the event loop was found closed
+    AWAITING: frozenset({IDLE, READY, PAUSED}),
     PAUSED: frozenset({READY}),
 }
 
 
+class Owner(Protocol):
+    """What has a mailbox instead of the queue for workers."""
+
+    def notice(self) -> None:
+        """Something was put into the mailbox. Called without the lock, by the thread that put it there."""
+
+
+@dataclass(slots=True, eq=False)
 class Mailbox:
     """The queue of one id, what is in hand, and what a turn needs of the registry.
 
-    `hand` is what is being handled, under the subscription `sub`. Whoever handles it looks at `sub` before each call:
-    None where the hand is void (muted, unsubscribed, stopped), another one where the callback was replaced.
+    `hand` is what is being handled, under the subscription `sub`. Its executor looks at `sub` before each call, and
+    takes no lock for it: None if the hand is void (muted, unsubscribed, stopped), another if the callback was replaced.
     """
 
-    __slots__ = (
-        "announced",
-        "attempt",
-        "batch",
-        "blocking",
-        "entries",
-        "first",
-        "hand",
-        "held",
-        "id",
-        "latest",
-        "limit",
-        "rate",
-        "resume_at",
-        "state",
-        "sub",
-        "subs",
-        "taken",
-        "turn",
-        "unannounced",
-        "waiting",
-    )
-
-    def __init__(self, id: Hashable, limit: int) -> None:
-        self.id, self.limit = id, limit
-        self.state = IDLE
-        self.subs: dict[str, Subscription] = {}  # by channel, those that are called now
-        self.entries: deque[Entry] = deque()
-        self.waiting = 0  # notifications in `entries`
-        self.hand: Entry | None = None
-        self.sub: Subscription | None = None
-        self.held = 0  # notifications in hand whose call has not begun, as counted when they were taken
-        self.turn = 8  # notifications to take at a time: more where the callback is fast
-        self.latest: dict[str, Latest] = {}  # places that are open
-        self.first: set[str] = set()  # channels whose first call of on_listen waits
-        self.batch: Any = None  # what an event loop has of it
-        self.attempt, self.resume_at = 0, 0.0  # failed calls of on_listen, and when it is called again (monotonic)
-        self.taken = 0
-        self.blocking = False  # the listener waits for room here
-        self.rate = Rate()
-        self.unannounced: dict[str, int] = {}  # by channel, what was dropped and no event has told
-        self.announced = 0.0  # monotonic seconds of the last such event
+    id: Hashable
+    limit: int  # notifications
+    state: State = IDLE
+    subs: dict[str, Subscription] = field(default_factory=dict)  # by channel, those that are called now
+    entries: deque[Entry] = field(default_factory=deque)
+    waiting: int = 0  # notifications in `entries`
+    latest: dict[str, Run] = field(default_factory=dict)  # by channel, places that newer notifications may take
+    hand: Entry | None = None
+    sub: Subscription | None = None
+    rest: Entry | None = None  # what of the hand its executor could not handle
+    held: int = 0  # notifications in hand whose call has not begun, as counted when they were taken
+    turn: int = 8  # notifications to take at a time: more if the callback is fast
+    owner: Owner | None = None  # the executor that has it, if that wants to hear of what comes
+    attempt: int = 0  # failed calls of on_listen
+    resume_at: float = 0.0  # monotonic seconds, when it is called again
+    taken: int = 0  # notifications, of all that were put
+    rate: Rate = field(default_factory=Rate)
+    blocking: bool = False  # the listener waits for room here
+    unannounced: dict[str, int] = field(default_factory=dict)  # by channel, what was dropped and no event has told
+    announced: float = 0.0  # monotonic seconds of the last such event
 
     def to(self, state: State) -> None:
-        """Change the state. Raises `RuntimeError`, nothing changed, where `NEXT` does not allow it."""
+        """Change the state. Raises `RuntimeError`, nothing changed, if `NEXT` does not allow it."""
         if state not in NEXT[self.state]:
             raise RuntimeError(f"a mailbox can't go from {self.state.name} to {state.name}")
         self.state = state
@@ -113,92 +100,97 @@ class Mailbox:
         """Whether a full mailbox has room that is worth posting for."""
         return not self.entries or self.room * ROOM_SHARE >= self.limit
 
+    def follow(self, channel: str, sub: Subscription) -> None:
+        """From now on `sub` is called on the channel, also for the rest of the hand if that is not void."""
+        self.subs[channel] = sub
+        if self.sub is not None and self.hand is not None and self.hand.channel == channel:
+            self.sub = sub
+
     # -- in ------------------------------------------------------------------------------------------------
 
     def put(self, run: Run) -> None:
         """Append; the caller has seen to the room."""
         self.entries.append(run)
-        self.waiting += run.stop - run.start
+        self.waiting += run.size
 
     def put_latest(self, run: Run) -> None:
         """Append the run's last notification, or have it take the place that is open for its channel."""
-        place = self.latest.get(run.channel)
-        if place is not None:
-            place.replace(run)
-            return
-        place = self.latest[run.channel] = Latest(
-            run.channel, run.notifications, run.since, run.decoded, run.stop - 1, run.stop
-        )
-        self.put(place)
+        last, place = run.part(run.stop - 1, run.stop), self.latest.get(run.channel)
+        if place is None:
+            self.latest[run.channel] = last
+            self.put(last)
+        else:
+            place.notifications, place.payloads, place.lock = last.notifications, last.payloads, last.lock
+            place.start, place.stop = last.start, last.stop
 
     def tell(self, call: ListenCall) -> None:
-        """Append a call of `on_listen`; nothing that comes later takes a place before it."""
+        """Have `on_listen` called after all that waits; the first time, before that.
+
+        Nothing that comes later takes a place before the call.
+        """
         self.latest.pop(call.channel, None)
         if call.gap is None:
-            self.first.add(call.channel)
-        last = self.entries[-1] if self.entries else None
-        both = last.merged(call) if isinstance(last, ListenCall) else None
+            self.entries.appendleft(call)
+            return
+        both = self.entries[-1].merged(call) if self.entries and isinstance(self.entries[-1], ListenCall) else None
         if both is not None:
             self.entries.pop()
         self.entries.append(both or call)
 
     def tell_first(self, call: ListenCall) -> None:
         """Have `call` made before all that waits, together with one that waits for the same channel."""
-        if call.gap is None:
-            self.first.add(call.channel)
-        for place, entry in enumerate(self.entries):
-            if isinstance(entry, ListenCall) and entry.channel == call.channel and entry.gap is None:
-                return  # a first call covers everything before it
+        for entry in self.entries:
             both = call.merged(entry)
             if both is not None:
+                self.entries.remove(entry)
                 call = both
-                del self.entries[place]
                 break
         self.entries.appendleft(call)
 
     # -- out -----------------------------------------------------------------------------------------------
 
+    def _pop(self, most: int) -> Entry:
+        """Remove the oldest entry, or the first `most` notifications of a longer run."""
+        entry = self.entries.popleft()
+        if isinstance(entry, Run):
+            if self.latest and self.latest.get(entry.channel) is entry:
+                del self.latest[entry.channel]
+            if entry.stop - entry.start > most:
+                self.entries.appendleft(entry.part(entry.start + most, entry.stop))
+                entry = entry.part(entry.start, entry.start + most)
+            self.waiting -= entry.stop - entry.start
+        return entry
+
     def take(self) -> bool:
-        """Take the oldest entry, or the first part of a long run, into the hand; False where there is none."""
-        entries = self.entries
-        while entries:
-            entry = entries.popleft()
-            sub = self.subs.get(entry.channel)
-            if isinstance(entry, ListenCall):
-                if entry.gap is None:
-                    self.first.discard(entry.channel)
-                if sub is None or sub.on_listen is None:
-                    continue  # the callback was replaced by one without on_listen
-            else:
-                size = entry.stop - entry.start
-                if self.latest and self.latest.get(entry.channel) is entry:
-                    del self.latest[entry.channel]
-                if size > 1 and size > (most := min(self.turn, self.limit // 8 or 1)):
-                    entries.appendleft(entry.part(entry.start + most, entry.stop))
-                    entry, size = entry.part(entry.start, entry.start + most), most
-                self.waiting -= size
-                self.taken += size
-                if sub is None:
-                    continue
-                self.held = size - 1
-            self.hand, self.sub = entry, sub
-            return True
+        """Take the oldest entry, or the first part of a long run, into the hand; False if there is none."""
+        while self.entries:
+            entry = self._pop(min(self.turn, self.limit // 8 or 1))
+            sub, size = self.subs.get(entry.channel), entry.size
+            self.taken += size
+            if sub is not None and (size or sub.on_listen is not None):  # else it was replaced by one without
+                self.hand, self.sub, self.held = entry, sub, size and size - 1
+                return True
         return False
 
-    def done(self) -> None:
-        """The hand has been handled."""
-        self.hand = self.sub = None
-        self.held = 0
+    def take_one(self) -> bool:
+        """Take the oldest entry if that is a single notification for a plain function, and won't be replaced."""
+        entry = self.entries[0] if self.entries and not self.latest else None
+        if type(entry) is not Run or entry.stop - entry.start != 1:
+            return False
+        sub = self.subs.get(entry.channel)
+        if sub is None or sub.awaits:
+            return False
+        self.entries.popleft()
+        self.waiting -= 1
+        self.taken += 1
+        self.hand, self.sub, self.held = entry, sub, 0
+        return True
 
     def put_back(self, rest: Entry) -> None:
-        """Have what of the hand was not begun stand before all that waits."""
-        self.done()
+        """Have what of the hand was not handled stand before all that waits."""
         self.entries.appendleft(rest)
-        if isinstance(rest, ListenCall) and rest.gap is None:
-            self.first.add(rest.channel)
-        if isinstance(rest, Run):
-            self.waiting += rest.stop - rest.start
-            self.taken -= rest.stop - rest.start
+        self.waiting += rest.size
+        self.taken -= rest.size
 
     def drop(self, count: int, until: datetime) -> dict[str, int]:
         """Throw away the oldest `count` notifications that wait; returns how many of each channel.
@@ -207,54 +199,34 @@ class Mailbox:
         """
         gone: dict[str, int] = {}
         calls: dict[tuple[str, bool], ListenCall] = {}  # of each channel a first one, and one with a gap
-        entries = self.entries
-        while entries and (count > 0 or type(entries[0]) is ListenCall):
-            entry = entries.popleft()
-            channel = entry.channel
-            if isinstance(entry, Run):
-                size = min(count, entry.stop - entry.start)
-                if self.latest.get(channel) is entry:
-                    del self.latest[channel]
-                if size < entry.stop - entry.start:
-                    entries.appendleft(entry.part(entry.start + size, entry.stop))
-                count -= size
-                self.waiting -= size
-                gone[channel] = gone.get(channel, 0) + size
+        while self.entries and (count > 0 or isinstance(self.entries[0], ListenCall)):
+            call = self._pop(count)
+            channel = call.channel
+            if isinstance(call, Run):
+                count -= call.size
+                gone[channel] = gone.get(channel, 0) + call.size
                 sub = self.subs.get(channel)
-                told = (channel, False) in calls or channel not in self.first  # else the first call covers it
-                if sub is None or sub.on_listen is None or not told:
+                if sub is None or sub.on_listen is None:
                     continue
-                call = ListenCall(channel, Gap(channel, "overflow", earliest(entry.since), until, size))
-            else:
-                call = entry
+                call = ListenCall(channel, Gap(channel, "overflow", earliest(call.since), until, call.size))
             key = channel, call.gap is not None
             calls[key] = (calls[key].merged(call) if key in calls else None) or call
-        entries.extendleft(reversed(calls.values()))
+        self.entries.extendleft(reversed(calls.values()))
         return gone
 
-    def purge(self, channel: str) -> tuple[datetime | None, list[ListenCall]]:
-        """Throw away all that waits on a channel, and void the hand.
+    def purge(self, channel: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
+        """Throw away all that waits on a channel, and void the hand; all before `confirmed` has been received.
 
-        Returns the moment before which everything thrown away had not been committed (None: there was nothing), and
-        the calls of `on_listen` that will not be made.
+        Returns the moment before which nothing of it was committed, and the calls of `on_listen` that were to come.
         """
-        since: datetime | None = None
-        calls, hand = list[ListenCall](), self.hand
-        if hand is not None and hand.channel == channel:
-            if isinstance(hand, Run):
-                since = hand.since
-            self.done()
-        kept: deque[Entry] = deque()
-        for entry in self.entries:
-            if entry.channel != channel:
-                kept.append(entry)
-            elif isinstance(entry, Run):
-                since = min(since or entry.since, entry.since)
-                self.waiting -= entry.stop - entry.start
-            else:
-                calls.append(entry)
-        if len(kept) < len(self.entries):
-            self.entries = kept
+        gone = [entry for entry in self.entries if entry.channel == channel]
+        if gone:
+            self.entries = deque(entry for entry in self.entries if entry.channel != channel)
+            self.waiting -= sum(entry.size for entry in gone)
         self.latest.pop(channel, None)
-        self.first.discard(channel)
-        return since, calls
+        runs = [entry for entry in gone if isinstance(entry, Run)]
+        if self.sub is not None and self.hand is not None and self.hand.channel == channel:
+            self.sub, self.held = None, 0
+            if isinstance(self.hand, Run):
+                runs.append(self.hand)
+        return min([confirmed, *(run.since for run in runs)]), [e for e in gone if isinstance(e, ListenCall)]

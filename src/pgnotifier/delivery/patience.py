@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 FAST = 10_000  # notifications a second: the listener waits without limit for a subscriber that takes more
 GRACE_SECONDS = 0.05  # of being full, after which that is known
 RATE_SECONDS = 0.5  # of being full, over which it is measured
@@ -17,7 +19,7 @@ class Patience:
         self._left, self._at = PATIENCE_SECONDS, moment
 
     def left(self, moment: float) -> float:
-        """Seconds that the listener may still wait; 0 where that is too little."""
+        """Seconds that the listener may still wait; 0 if that is too little."""
         self._left = min(PATIENCE_SECONDS, self._left + REFILL * (moment - self._at))
         self._at = moment
         return self._left if self._left >= LEAST else 0.0
@@ -28,39 +30,33 @@ class Patience:
         self._left = max(0.0, self._left - seconds)
 
 
+@dataclass(slots=True, eq=False)
 class Rate:
-    """How fast a mailbox empties while it is full."""
+    """How fast a mailbox empties while it is full: `taken` notifications in `seconds`, and what follows `since`."""
 
-    __slots__ = ("_seconds", "_since", "_taken", "_taken_before")
-
-    def __init__(self) -> None:
-        self._seconds, self._taken = 0.0, 0.0  # how long it was full, and how many notifications were taken
-        self._since: float | None = None  # monotonic seconds, when it became full
-        self._taken_before = 0
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether the mailbox is full."""
-        return self._since is not None
+    since: float | None = None  # monotonic seconds, when it became full; None while it is not
+    seconds: float = 0.0
+    taken: float = 0.0
+    taken_before: int = 0  # when it became full
 
     def begin(self, moment: float, taken: int) -> None:
         """The listener found no room, when `taken` notifications had been taken in all."""
-        if self._since is None:
-            self._since, self._taken_before = moment, taken
+        if self.since is None:
+            self.since, self.taken_before = moment, taken
 
     def end(self, moment: float, taken: int) -> None:
         """There is room."""
-        if self._since is not None:
-            self._seconds += moment - self._since
-            self._taken += taken - self._taken_before
-            self._since = None
-            if self._seconds > RATE_SECONDS:
-                self._seconds, self._taken = self._seconds / 2, self._taken / 2
+        if self.since is not None:
+            self.seconds += moment - self.since
+            self.taken += taken - self.taken_before
+            self.since = None
+            if self.seconds > RATE_SECONDS:
+                self.seconds, self.taken = self.seconds / 2, self.taken / 2
 
     def is_fast(self, moment: float, taken: int) -> bool | None:
-        """Whether it is more than `FAST`; None where that is not known yet."""
-        seconds, number = self._seconds, self._taken
-        if self._since is not None:
-            seconds += moment - self._since
-            number += taken - self._taken_before
+        """Whether it is more than `FAST`; None while that is not known."""
+        seconds, number = self.seconds, self.taken
+        if self.since is not None:
+            seconds += moment - self.since
+            number += taken - self.taken_before
         return None if seconds < GRACE_SECONDS else number > FAST * seconds

@@ -7,7 +7,7 @@ when its patience has ended. Every method is called under the dispatcher's lock.
 from __future__ import annotations
 
 from _thread import allocate_lock
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -16,9 +16,10 @@ from psycopg import Notify
 
 from ..clock import now
 from ..registry import EMPTY, SYSCHAN, Registry
-from .mailbox import IDLE, PAUSED, RUNNING, Mailbox
+from .mailbox import PAUSED, RUNNING, Mailbox
 from .patience import Patience
-from .runs import UNKNOWN, Decoded, Run
+from .runs import UNKNOWN, Run
+from .turns import Turns
 
 ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow
 LOOK_AGAIN = 0.02  # seconds after which the listener measures again how fast a full mailbox is emptied
@@ -27,30 +28,30 @@ Route = tuple[tuple[Mailbox, ...], tuple[Mailbox, ...]]  # mailboxes that want e
 
 
 class Posting:
-    """`ready(mailbox)` is called for every mailbox that something was put into."""
+    """Every mailbox that something was put into is added to `turns`."""
 
-    def __init__(self, boxes: dict[Hashable, Mailbox], ready: Callable[[Mailbox], None]) -> None:
-        self._boxes, self._ready = boxes, ready
+    def __init__(self, turns: Turns) -> None:
+        self._turns, self._boxes = turns, turns.boxes
         self.registry: Registry = EMPTY
         self._routes: dict[str, Route] = {}
         self._patience = Patience(monotonic())
-        self._blocking: list[Mailbox] = []
         self._blocked_at = 0.0
+        self.blocking: list[Mailbox] = []  # mailboxes that the listener waits for
         self.dropped: int = 0
-        self.late: list[Mailbox] = []  # mailboxes that lost something
+        self.late: dict[Mailbox, None] = {}  # mailboxes that lost something, in order
 
     def forget_route(self, channel: str) -> None:
         self._routes.pop(channel, None)
 
     def resume(self) -> None:
         """The listener comes again: account for its wait, if it has waited for room."""
-        if not self._blocking:
+        if not self.blocking:
             return
         moment = monotonic()
-        slow = [b.rate.is_measured and b.rate.is_fast(moment, b.taken) is False for b in self._blocking]
-        for box in self._blocking:
+        slow = [b.rate.since is not None and b.rate.is_fast(moment, b.taken) is False for b in self.blocking]
+        for box in self.blocking:
             box.blocking = False
-        self._blocking = []
+        self.blocking = []
         if any(slow):
             self._patience.spend(moment - self._blocked_at, moment)
 
@@ -79,69 +80,64 @@ class Posting:
         moment = monotonic()
         box.rate.begin(moment, box.taken)
         fast = box.rate.is_fast(moment, box.taken)
-        if box.state is not PAUSED and (fast is not False or self._patience.left(moment)):
-            if not box.blocking:
-                if not self._blocking:
-                    self._blocked_at = moment
-                box.blocking = True
-                self._blocking.append(box)
-            return min(fit, max(0, box.room))
-        full.append((box, wanted))
-        return fit
+        if box.state is PAUSED or (fast is False and not self._patience.left(moment)):
+            full.append((box, wanted))
+            return fit
+        if not box.blocking:
+            if not self.blocking:
+                self._blocked_at = moment
+            box.blocking = True
+            self.blocking.append(box)
+        return min(fit, max(0, box.room))
 
     def _route(self, channel: str) -> Route:
         entry = self.registry.channels.get(channel)
-        pairs = () if entry is None or not entry.valid else entry.subscribers.items()
-        boxes = ((self._boxes.get(id), sub) for id, sub in pairs)
-        subs = [(box, sub) for box, sub in boxes if box is not None and channel in box.subs]
-        return tuple(b for b, sub in subs if not sub.latest), tuple(b for b, sub in subs if sub.latest)
+        found = (self._boxes.get(id) for id in (entry.subscribers if entry is not None else ()))
+        boxes = [box for box in found if box is not None and channel in box.subs]
+        latest = tuple(box for box in boxes if box.subs[channel].latest)
+        return tuple(box for box in boxes if not box.subs[channel].latest), latest
 
     def run(self, route: Route, channel: str, notifications: Sequence[Any], since: datetime) -> Run:
-        """A run of these notifications, with a place for shared payloads where several subscribers get it."""
+        """A run of these notifications, with a place for shared payloads if several subscribers get it."""
         size = len(notifications)
-        shared = None
         if len(route[0]) + len(route[1]) > 1:
-            shared = Decoded([UNKNOWN] * size, allocate_lock())
-        return Run(channel, notifications, since, shared, 0, size)
+            return Run(channel, notifications, since, 0, size, [UNKNOWN] * size, allocate_lock())
+        return Run(channel, notifications, since, 0, size)
 
-    def put(self, boxes: Sequence[Mailbox], run: Run) -> None:
-        size, ready = run.stop - run.start, self._ready
+    def put(self, boxes: Iterable[Mailbox], latest: Iterable[Mailbox], run: Run) -> None:
+        """Put the run into `boxes`, and its last notification into `latest`."""
+        size, add = run.size, self._turns.add
         for box in boxes:
             box.entries.append(run)
             box.waiting += size
-            if box.state is IDLE or box.batch is not None:
-                ready(box)
-
-    def put_latest(self, boxes: Sequence[Mailbox], run: Run) -> None:
-        for box in boxes:
+            add(box)
+        for box in latest:
             box.put_latest(run)
-            self._ready(box)
+            add(box)
 
     def event(self, payload: dict[str, Any]) -> None:
         """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0."""
-        moment = now()
         route = self._routes.get(SYSCHAN) or self._route(SYSCHAN)
-        run = Run(SYSCHAN, (Notify(SYSCHAN, "", 0),), moment, Decoded([payload], None), 0, 1)
         for box in (*route[0], *route[1]):
             if box.room < 1 and SYSCHAN not in box.latest:
                 self.make_room(box, 1)
-        self.put(route[0], run)
-        self.put_latest(route[1], run)
+        self.put(*route, Run(SYSCHAN, (Notify(SYSCHAN, "", 0),), now(), 0, 1, [payload]))
 
     def halt(self, event: dict[str, Any] | None) -> None:
-        """The last event, where there is one; nothing else is posted from now on."""
+        """The last event, if there is one; nothing else is posted from now on."""
         self._routes.clear()
-        self._blocking = []
+        self.blocking = []
         if event is not None:
             self.event(event)
 
-    def to_announce(self) -> list[tuple[Hashable, dict[str, int]]]:
-        """For each mailbox that has caught up, or was announced a while ago: its id, and what it lost by channel."""
+    def to_announce(self, boxes: Iterable[Mailbox]) -> list[tuple[Hashable, dict[str, int]]]:
+        """For each of these that has caught up, or was announced a while ago: its id, and what it lost by channel."""
         told: list[tuple[Hashable, dict[str, int]]] = []
         moment = monotonic()
-        for box in tuple(self.late):
-            if (not box.entries and box.state is not RUNNING) or moment - box.announced >= ANNOUNCE_SECONDS:
-                self.late.remove(box)
+        for box in boxes:
+            caught_up = not box.entries and box.state is not RUNNING
+            if box in self.late and (caught_up or moment - box.announced >= ANNOUNCE_SECONDS):
+                del self.late[box]
                 told.append((box.id, box.unannounced))
                 box.unannounced, box.announced = {}, moment
         return told
@@ -151,8 +147,7 @@ class Posting:
         for channel, number in box.drop(size - box.room, now()).items():
             self.dropped += number
             box.unannounced[channel] = box.unannounced.get(channel, 0) + number
-            if box not in self.late:
-                self.late.append(box)
+            self.late[box] = None
 
     def wait_seconds(self) -> float:
         """How long the listener may wait for room before it comes again."""

@@ -12,10 +12,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .. import threads
-from ..log import CRITICAL, ERROR, describe, log
-from ..registry import SYSCHAN
+from ..log import CRITICAL, log
+from .calls import Calls
 from .coverage import ListenCall
-from .eventloops import EventLoops, awaits
+from .eventloops import Batch, awaits, busy, runs_here
 from .mailbox import MAX_TURN, Mailbox
 from .runs import FAILED, UNKNOWN, Entry, Run
 from .turns import Worker
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..registry import Subscription
     from .dispatcher import Dispatcher
 
-TURN_SECONDS = 0.005  # that a mailbox may keep a worker while others are waiting
+MAX_TURNS = 32  # mailboxes that a worker takes at a time, if it is the only one: a slow call holds up the others
 QUICK, SLOW = 0.002, 0.010  # seconds that one turn should take: more notifications at a time below, fewer above
 
 
@@ -34,12 +34,9 @@ class Workers:
     def __init__(
         self, count: int, dispatcher: Dispatcher, decode: Callable[[str], Any], fatal: Callable[[], None]
     ) -> None:
-        self._count, self._dispatcher, self._decode, self._fatal = count, dispatcher, decode, fatal
-        self._loops = EventLoops(dispatcher, self)
+        self._count, self._dispatcher = count, dispatcher
+        self._calls = Calls(dispatcher, decode, fatal)
         self._alive: dict[int, threading.Thread] = {}  # by number
-        dispatcher.turns.reclaim = self._loops.reclaim
-
-    # -- threads ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Have all of them run; those that are still in a call from before go on. Any thread."""
@@ -59,80 +56,74 @@ class Workers:
     @property
     def ended(self) -> bool:
         """Whether no worker is left, and no call is under way on an event loop. Any thread."""
-        return not self._alive and not self._loops.busy()
+        return not self._alive and not busy(tuple(self._dispatcher.boxes.values()))
 
     def has_caller(self) -> bool:
         """Whether the current thread is a worker, or runs an event loop that makes calls or is about to."""
-        return threading.current_thread() in self._alive.values() or self._loops.has_caller()
+        boxes = tuple(self._dispatcher.boxes.values())
+        return threading.current_thread() in self._alive.values() or runs_here(boxes)
 
     def _work(self, number: int) -> None:
-        turns, worker, me = self._dispatcher.turns, Worker(), threading.current_thread()
+        dispatcher, me = self._dispatcher, threading.current_thread()
+        worker = Worker(MAX_TURNS if self._count == 1 else 1)
         while self._alive.get(number) is me:
-            if (turn := turns.next(worker)) is None:
-                with self._dispatcher.lock:
-                    if not turns.running:  # otherwise it was started again meanwhile
+            if not dispatcher.next(worker):
+                with dispatcher.lock:
+                    if not dispatcher.turns.running:  # otherwise it was started again meanwhile
                         self._alive.pop(number, None)
                 continue
-            box, hand = turn
-            began = perf_counter()
-            worker.until = worker.until or began + TURN_SECONDS
-            worker.box = box
-            try:
-                sub = box.sub
-                if type(hand) is Run and sub is not None and not sub.awaits:
-                    worker.delivered = self._call(box, hand, sub)
-                else:
-                    self._turn(worker, box, hand, sub)
-            except BaseException as error:  # none of user code's, which is guarded
-                log(CRITICAL, "a worker met what it did not expect", error=error)
-            ended = perf_counter()
-            if ended - began > SLOW:
+            began, many = perf_counter(), len(worker.boxes) > 1
+            for box in tuple(worker.boxes):
+                if many:
+                    box.held = 0
+                hand, sub = box.hand, box.sub
+                try:
+                    if type(hand) is Run and sub is not None and not sub.awaits:
+                        worker.delivered += self._call(box, hand, sub)
+                    else:
+                        self._turn(worker, box, hand, sub)
+                except BaseException as error:  # none of user code's, which is guarded
+                    log(CRITICAL, "a worker met what it did not expect", error=error)
+            seconds = perf_counter() - began
+            if seconds > SLOW:
                 box.turn = max(1, box.turn // 2)
-            elif ended - began < QUICK and box.turn < MAX_TURN:
+            elif seconds < QUICK and box.turn < MAX_TURN:
                 box.turn = min(MAX_TURN, box.turn * 2)
-            worker.stays = ended < worker.until
-            del turn, box, hand, sub  # they would be kept alive while the worker waits
-        turns.bell.ring()
+            del box, hand, sub  # they would be kept alive while the worker waits
+        dispatcher.turns.bell.ring()
 
-    # -- calls -----------------------------------------------------------------------------------------------
-
-    def _turn(self, worker: Worker, box: Mailbox, hand: Entry, sub: Subscription | None) -> None:
-        if sub is not None and sub.loop is not None and awaits(sub, hand):
-            if self._ship(box, hand, sub):
-                worker.box = None  # an event loop has it
-            elif isinstance(hand, ListenCall):
-                worker.failed = hand
+    def _turn(self, worker: Worker, box: Mailbox, hand: Entry | None, sub: Subscription | None) -> None:
+        """Anything else than calls of a plain function."""
+        if hand is None or sub is None:
+            box.rest = hand  # void
+        elif awaits(sub, hand):
+            Batch(self._dispatcher, self._calls, box, hand, sub).ship()
+            worker.boxes.remove(box)
         elif isinstance(hand, ListenCall):
-            worker.failed = self._listen(box, hand, sub)
-        elif sub is not None:
-            worker.delivered = self._call(box, hand, sub)
+            self._listen(box, hand, sub)
 
     def _call(self, box: Mailbox, run: Run, subscription: Subscription) -> int:
         """Call the subscriber for each notification in hand; returns how many calls ended well."""
         sub: Subscription | None = subscription
-        decode, id, channel, decoded = self._decode, box.id, run.channel, run.decoded
-        fn, delivered = subscription.fn, 0
+        calls, id, channel, payloads = self._calls, box.id, run.channel, run.payloads
+        decode, fn, delivered = calls.decode, subscription.fn, 0
         for place in range(run.start, run.stop):
             if box.sub is not sub:
-                sub = self._dispatcher.current(box, run)
+                sub = box.sub
                 if sub is None:
                     break
                 if sub.awaits:
-                    self._dispatcher.put_back(box, run, place)
+                    box.rest = run.part(place, run.stop)
                     break
                 fn = sub.fn
-            notification = run.notifications[place]
+            notification, payload = run.notifications[place], UNKNOWN
             try:
-                if decoded is None:
-                    try:
-                        payload = decode(notification[1])
-                    except Exception as error:
-                        self._undecodable(channel, notification[1], error)
-                        continue
+                if payloads is None:
+                    payload = decode(notification[1])
                 else:
-                    payload = decoded.payloads[place]
+                    payload = payloads[place]
                     if payload is UNKNOWN:
-                        payload = self._payload(run, place)
+                        payload = calls.payload(run, place)
                     if payload is FAILED:
                         continue
                 result = fn(id, channel, payload, notification[2])
@@ -140,82 +131,26 @@ class Workers:
                     refuse_coroutine(result)
                 delivered += 1
             except Exception as error:
-                self.failed(box, channel, error)
+                if payload is UNKNOWN:
+                    calls.undecodable(run, place, error)
+                else:
+                    calls.failed(box, channel, error)
             except BaseException as error:
-                self.fatally(box, error)
+                calls.fatally(box, error)
         return delivered
 
-    def _payload(self, run: Run, place: int) -> Any:
-        """A payload, decoded by the first worker that needs it; FAILED, and reported, where it can't be decoded."""
-        decoded, text = run.decoded, run.notifications[place][1]
-        if decoded is not None:
-            if decoded.payloads[place] is UNKNOWN:
-                with decoded.lock:
-                    if decoded.payloads[place] is UNKNOWN:
-                        decoded.payloads[place] = self._decoded(run.channel, text)
-            return decoded.payloads[place]
-        return self._decoded(run.channel, text)
-
-    def _decoded(self, channel: str, text: str) -> Any:
-        try:
-            return self._decode(text)
-        except Exception as error:
-            self._undecodable(channel, text, error)
-            return FAILED
-
-    def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription | None) -> ListenCall | None:
-        """Call `on_listen`; returns the call where it failed, or its subscription is muted or gone."""
-        if sub is None:
-            return call
+    def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription) -> None:
+        """Call `on_listen`; if it fails, the call is left for later."""
         if sub.on_listen is None:
-            return None
+            return
         try:
             refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
-            return None
+            return
         except Exception as error:
-            self.failed(box, call.channel, error)
+            self._calls.failed(box, call.channel, error)
         except BaseException as error:
-            self.fatally(box, error)
-        return call
-
-    def _ship(self, box: Mailbox, hand: Entry, sub: Subscription) -> bool:
-        """Hand over to the subscription's event loop, decoded; False where that is closed, and all calls failed."""
-        items: list[tuple[int, Any, int]] = []
-        if isinstance(hand, Run):
-            for place in range(hand.start, hand.stop):
-                payload = self._payload(hand, place)
-                if payload is not FAILED:
-                    items.append((place, payload, hand.notifications[place][2]))
-        else:
-            items.append((0, hand, 0))
-        return self._loops.take(box, hand, sub, items)
-
-    # -- what went wrong: on workers and event loops -----------------------------------------------------------
-
-    def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
-        """Log, count and report a call that raised."""
-        self._count_failure()
-        log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
-        if channel != SYSCHAN:
-            event = {"event": "callback_failed", "id": box.id, "channel": channel, "error": describe(error)}
-            self._dispatcher.event(event)
-
-    def _undecodable(self, channel: str, text: str, error: Exception) -> None:
-        self._count_failure()
-        log(ERROR, "cannot decode %r on channel %r", text, channel, error=error)
-        if channel != SYSCHAN:
-            event = {"event": "decode_failed", "channel": channel, "payload": text, "error": describe(error)}
-            self._dispatcher.event(event)
-
-    def fatally(self, box: Mailbox, error: BaseException) -> None:
-        """A callback wants the program to end: stop the notifier."""
-        self._count_failure()
-        log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
-        self._fatal()
-
-    def _count_failure(self) -> None:
-        with self._dispatcher.lock:
-            self._dispatcher.failed += 1
+            self._calls.fatally(box, error)
+        box.rest = call
 
 
 def refuse_coroutine(result: object) -> None:

@@ -1,0 +1,70 @@
+"""What all executors share: decoding, and what happens when a call fails (guarantees 7 and 8).
+
+Workers and event loops are executors. An executor takes a hand under the dispatcher's lock, looks at `Mailbox.sub`
+before each call, and has payloads decoded here. It leaves in `Mailbox.rest` what it could not handle, and gives the
+mailbox back with `Turns.end`. No function here is called under the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..log import CRITICAL, ERROR, describe, log
+from ..registry import SYSCHAN
+from .mailbox import Mailbox
+from .runs import FAILED, UNKNOWN, Run
+
+if TYPE_CHECKING:
+    from .dispatcher import Dispatcher
+
+
+class Calls:
+    """`decode(text)` makes a payload's value. `fatal()` stops the notifier."""
+
+    def __init__(self, dispatcher: Dispatcher, decode: Callable[[str], Any], fatal: Callable[[], None]) -> None:
+        self._dispatcher, self.decode, self._fatal = dispatcher, decode, fatal
+
+    def payload(self, run: Run, place: int) -> Any:
+        """A payload, decoded by the first executor that needs it; FAILED, and reported, if it can't be decoded."""
+        payloads = run.payloads
+        if payloads is None:
+            return self._decoded(run, place)
+        if payloads[place] is UNKNOWN:
+            with run.lock:
+                if payloads[place] is UNKNOWN:
+                    payloads[place] = self._decoded(run, place)
+        return payloads[place]
+
+    def _decoded(self, run: Run, place: int) -> Any:
+        try:
+            return self.decode(run.notifications[place][1])
+        except Exception as error:
+            self.undecodable(run, place, error)
+            return FAILED
+
+    def undecodable(self, run: Run, place: int, error: Exception) -> None:
+        """Log, count and report a payload that can't be decoded."""
+        channel, text = run.channel, run.notifications[place][1]
+        log(ERROR, "cannot decode %r on channel %r", text, channel, error=error)
+        self._report(channel, {"event": "decode_failed", "channel": channel, "payload": text}, error)
+
+    def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
+        """Log, count and report a call that raised."""
+        log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
+        self._report(channel, {"event": "callback_failed", "id": box.id, "channel": channel}, error)
+
+    def fatally(self, box: Mailbox, error: BaseException) -> None:
+        """A callback wants the program to end: stop the notifier."""
+        self._count()
+        log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
+        self._fatal()
+
+    def _report(self, channel: str, event: dict[str, Any], error: BaseException) -> None:
+        self._count()
+        if channel != SYSCHAN:
+            self._dispatcher.event({**event, "error": describe(error)})
+
+    def _count(self) -> None:
+        with self._dispatcher.lock:
+            self._dispatcher.failed += 1
