@@ -10,7 +10,7 @@ from pyrsistent import pmap
 from pgnotifier import registry
 from pgnotifier.clock import now
 from pgnotifier.delivery import Dispatcher
-from pgnotifier.delivery.dispatcher import MAX_SLICE
+from pgnotifier.delivery.posting import MAX_SLICE
 from pgnotifier.registry import EMPTY, Subscription
 
 

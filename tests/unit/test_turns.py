@@ -18,8 +18,7 @@ from pgnotifier.delivery.calls import Calls
 from pgnotifier.delivery.coverage import Coverage, ListenCall
 from pgnotifier.delivery.dispatcher import Dispatcher
 from pgnotifier.delivery.eventloops import Batch
-from pgnotifier.delivery.mailbox import AWAITING, IDLE, NEXT, PAUSED, READY, RUNNING, Mailbox, State
-from pgnotifier.delivery.runs import Entry, Run
+from pgnotifier.delivery.mailbox import AWAITING, IDLE, NEXT, PAUSED, READY, RUNNING, Entry, Mailbox, Run, State
 from pgnotifier.delivery.turns import Turns, Worker
 from pgnotifier.registry import Subscription
 
@@ -437,21 +436,21 @@ def test_a_turn_is_followed_up_where_somebody_waits_for_it(house: House) -> None
     """The listener for room, SYSCHAN's subscribers for what was dropped, a caller for the bell; else nobody."""
     dispatcher, posting, rooms = house.dispatcher, house.dispatcher.posting, list[int]()
     dispatcher._on_room = lambda: rooms.append(1)
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert rooms == []
     house.box.blocking = True
     posting.blocking.append(house.box)
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert rooms == [1]
     house.put(90)
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert rooms == [1], "it has no room yet"
     house.box.unannounced = {"c": 1}
     posting.late[house.box] = None
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert not posting.late
     rang = list[int]()
-    dispatcher.turns.bell.wait_for(lambda: dispatcher.ended(house.box) or rang.append(1) or len(rang) > 2)
+    dispatcher.turns.bell.wait_for(lambda: dispatcher.follow_up([house.box]) or rang.append(1) or len(rang) > 2)
 
 
 def test_a_mailbox_that_is_subscribed_to_nothing_is_forgotten(house: House) -> None:

@@ -14,8 +14,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from .calls import Calls
-from .mailbox import AWAITING, Mailbox
-from .runs import FAILED, Entry, Run
+from .mailbox import AWAITING, FAILED, Entry, Mailbox, Run
 
 if TYPE_CHECKING:
     from ..registry import Subscription
@@ -87,14 +86,10 @@ class Batch:
                 self.told = True
         except GeneratorExit:  # collected after its event loop was closed: `notice` reports it
             raise
-        except asyncio.CancelledError as error:
-            self._calls.failed(box, hand.channel, error)
-            raise
-        except Exception as error:
-            self._calls.failed(box, hand.channel, error)
         except BaseException as error:
-            self._calls.fatally(box, error)
-            raise
+            self._calls.failed(box, hand.channel, error)
+            if not isinstance(error, Exception):
+                raise
 
     def notice(self) -> None:
         """Take the mailbox back if the event loop is closed; the call that was under way has failed. Any thread."""
@@ -117,7 +112,8 @@ class Batch:
             elif self.items:
                 box.rest = hand.part(self.items[0][0], hand.stop)
             self._dispatcher.turns.end(box)
-        self._dispatcher.ended(box)
+        self._dispatcher.turns.wake()
+        self._dispatcher.follow_up([box])
 
 
 def awaits(sub: Subscription, hand: Entry) -> bool:

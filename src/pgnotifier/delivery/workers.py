@@ -16,8 +16,7 @@ from ..log import CRITICAL, log
 from .calls import Calls
 from .coverage import ListenCall
 from .eventloops import Batch, awaits, busy, runs_here
-from .mailbox import MAX_TURN, Mailbox
-from .runs import FAILED, UNKNOWN, Entry, Run
+from .mailbox import FAILED, MAX_TURN, UNKNOWN, Entry, Mailbox, Run
 from .turns import Worker
 
 if TYPE_CHECKING:
@@ -130,27 +129,21 @@ class Workers:
                 if result is not None:
                     refuse_coroutine(result)
                 delivered += 1
-            except Exception as error:
-                if payload is UNKNOWN:
+            except BaseException as error:
+                if payload is UNKNOWN and isinstance(error, Exception):
                     calls.undecodable(run, place, error)
                 else:
                     calls.failed(box, channel, error)
-            except BaseException as error:
-                calls.fatally(box, error)
         return delivered
 
     def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription) -> None:
         """Call `on_listen`; if it fails, the call is left for later."""
-        if sub.on_listen is None:
-            return
         try:
-            refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
-            return
-        except Exception as error:
-            self._calls.failed(box, call.channel, error)
+            if sub.on_listen is not None:
+                refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
         except BaseException as error:
-            self._calls.fatally(box, error)
-        box.rest = call
+            self._calls.failed(box, call.channel, error)
+            box.rest = call
 
 
 def refuse_coroutine(result: object) -> None:
