@@ -28,6 +28,7 @@ class Batch:
         self._dispatcher, self._calls = dispatcher, calls
         self.box, self.hand, self.loop = box, hand, sub.loop
         self.begun = self.told = False
+        self.task: Any = None  # an event loop itself holds its tasks weakly, and a garbage collection would end them
         self.items: deque[tuple[int, Any, int]] = deque([(0, None, 0)])  # place in the run, payload and pid
         if isinstance(hand, Run):
             pids = [notification[2] for notification in hand.notifications[hand.start : hand.stop]]
@@ -59,11 +60,11 @@ class Batch:
             self._end()  # it is through, void, or for another callback
             return
         try:
-            task = self.loop.create_task(self._call(sub))
+            self.task = self.loop.create_task(self._call(sub))
         except BaseException:
             self._end()
             raise
-        task.add_done_callback(lambda task: self._end() if task.cancelled() else self._next())
+        self.task.add_done_callback(lambda task: self._end() if task.cancelled() else self._next())
 
     def _next(self) -> None:
         self.begun = False
@@ -102,7 +103,7 @@ class Batch:
     def _end(self) -> None:
         """Give the mailbox back, with what was not begun, or an `on_listen` that did not return."""
         box, hand = self.box, self.hand
-        self.begun = False
+        self.begun, self.task = False, None
         with self._dispatcher.lock:
             if box.owner is not self:
                 return
