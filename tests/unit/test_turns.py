@@ -575,6 +575,22 @@ def test_an_owner_is_told_when_something_comes_for_it() -> None:
     assert noticed == [1]
 
 
+def test_many_mailboxes_of_an_event_loop_that_was_closed_are_taken_back(house: House) -> None:
+    """Guarantee 8: with the next notification that comes for all of them."""
+    loop, count = Loop(), 3000
+    for number in range(count):
+        house.box = house.mailbox(str(number))
+        worker_takes(house)
+        house.ship(loop)
+    loop.closed = True
+    boxes = tuple(house.dispatcher.boxes.values())
+    for box in boxes:
+        house.turns.add(box)
+    house.turns.wake()
+    assert len(boxes) == count + 1
+    assert sum(box.state is READY for box in boxes) == count
+
+
 def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:
     turns = bare()
     boxes = [mailbox(str(i), 2) for i in range(5)]

@@ -71,9 +71,9 @@ class Workers:
                     if not dispatcher.turns.running:  # otherwise it was started again meanwhile
                         self._alive.pop(number, None)
                 continue
-            began, many = perf_counter(), len(worker.boxes) > 1
+            began, count = perf_counter(), len(worker.boxes)
             for box in tuple(worker.boxes):
-                if many:
+                if count > 1:
                     box.held = 0
                 hand, sub = box.hand, box.sub
                 try:
@@ -83,7 +83,7 @@ class Workers:
                         self._turn(worker, box, hand, sub)
                 except BaseException as error:  # none of user code's, which is guarded
                     log(CRITICAL, "a worker met what it did not expect", error=error)
-            seconds = perf_counter() - began
+            seconds = (perf_counter() - began) / count
             if seconds > SLOW:
                 box.turn = max(1, box.turn // 2)
             elif seconds < QUICK and box.turn < MAX_TURN:
