@@ -77,29 +77,26 @@ class Dispatcher:
         covered = sub is not None and name in self.active
         if wanted and not covered and not self.coverage.is_told(name, id):
             sub = None  # no call comes before the first on_listen
-        since, calls = confirmed, list[ListenCall]()
+        due = self.coverage.update(name, id, wanted, covered, confirmed, now())
         if sub is not None:
             if box is None:
                 box = self.boxes[id] = Mailbox(id, self.limit)
             box.follow(name, sub)
-        elif box is not None and name in box.subs:
-            since, calls = self._void(box, name, confirmed)
-        due = self.coverage.update(name, id, wanted, covered, since, now())
-        for call in calls:
-            self.coverage.give_back(id, call)
-        if box is not None:
             if due is not None:
                 box.tell(due)
                 self.turns.add(box)
-            self.turns.forget(box)
+        elif box is not None and name in box.subs:
+            self._void(box, name, "muted", confirmed)
 
-    def _void(self, box: Mailbox, name: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
-        """End a subscription: throw away what waits for it, and void the hand. Returns what `Mailbox.purge` does."""
+    def _void(self, box: Mailbox, name: str, reason: Reason, confirmed: datetime) -> None:
+        """Throw away what waits for a subscription that is no longer covered, and void the hand. Under the lock."""
         del box.subs[name]
         since, calls = box.purge(name, confirmed)
+        for call in (ListenCall(name, Gap(name, reason, since, now())), *calls):
+            self.coverage.give_back(box.id, call)
         if box.state is PAUSED and calls:
             self.turns.resume(box)
-        return since, calls
+        self.turns.forget(box)
 
     def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
         """Nothing is listened to any more; everything committed before `confirmed` has been received."""
@@ -158,17 +155,11 @@ class Dispatcher:
         """
         with self.lock:
             if self.turns.running:
-                moment = now()
-                self.active = NO_CHANNELS
-                self.coverage.lose("stopped", confirmed, moment)
+                self.lose("stopped", confirmed)
                 for box in tuple(self.boxes.values()):
                     for name in tuple(box.subs):
                         if name != SYSCHAN:
-                            since, calls = self._void(box, name, confirmed)
-                            gap = ListenCall(name, Gap(name, "stopped", since, moment))
-                            for call in (gap, *calls):
-                                self.coverage.give_back(box.id, call)
-                    self.turns.forget(box)
+                            self._void(box, name, "stopped", confirmed)
                 self.posting.halt(event)
                 self.turns.running = False
 
