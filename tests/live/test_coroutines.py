@@ -319,6 +319,29 @@ def test_the_end_of_asyncio_run(
     assert "never awaited" not in capfd.readouterr().err
 
 
+def test_a_call_that_only_its_own_future_refers_to_is_not_collected(
+    server: str, sender: Conn, channel: str, running: LoopThread
+) -> None:
+    """Guarantee 8: an event loop holds its tasks weakly."""
+    begun = threading.Event()
+
+    async def hang(*_: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with Notifier(server) as n:
+        n.subscribe(1, channel, hang, loop=running.loop)
+        send(sender, channel, 1, 1)
+        assert begun.wait(10)
+        for _ in range(10):
+            gc.collect()
+            time.sleep(0.01)
+        calls = [task for task in asyncio.all_tasks(running.loop) if "hang" in str(task) or "_call" in str(task)]
+        assert len(calls) == 1
+        running.loop.call_soon_threadsafe(calls[0].cancel)
+        until(lambda: n.status()["failed"] == 1)
+
+
 # -- in the stream -------------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,7 @@ def test_every_gap_is_told_once_under_its_gravest_reason(script: list[tuple[str,
             # A call with what a mailbox dropped: the mailbox made it, and knows no state.
             gap = Gap(name, "overflow", since, until, id)
             assert coverage.give_back(id, ListenCall(name, gap)) == (model is None or not model.covered)
-            coverage.miss(id + 100, gap)  # nobody's
+            assert coverage.give_back(id + 100, ListenCall(name, gap)), "nobody's"
             if model is not None and not model.covered:
                 model.miss(gap)
         elif op in ("connection", "stopped"):
@@ -155,9 +155,9 @@ def test_what_is_missed_while_nothing_is_covered_is_told_with_the_rest() -> None
     coverage = Coverage()
     assert coverage.update("a", 1, True, True, at(0), at(1)) is not None
     coverage.lose("stopped", at(20), at(21))
-    coverage.miss(1, Gap("a", "stopped", at(5), at(21)))
-    coverage.miss(2, Gap("a", "stopped", at(1), at(21)))
-    coverage.miss(1, Gap("b", "stopped", at(1), at(21)))
+    assert coverage.give_back(1, ListenCall("a", Gap("a", "stopped", at(5), at(21))))
+    assert coverage.give_back(2, ListenCall("a", Gap("a", "stopped", at(1), at(21))))
+    assert coverage.give_back(1, ListenCall("b", Gap("b", "stopped", at(1), at(21))))
     call = coverage.update("a", 1, True, True, at(30), at(31))
     assert call is not None
     assert call.gap == Gap("a", "stopped", at(5), at(31))

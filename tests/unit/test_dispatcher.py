@@ -1,7 +1,8 @@
-"""Guarantee 9: a post to more mailboxes than are filled at a time, without a server and without workers."""
+"""Guarantees 9 and 10: the dispatcher without a server and without workers."""
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from psycopg import Notify
@@ -9,9 +10,13 @@ from pyrsistent import pmap
 
 from pgnotifier import registry
 from pgnotifier.clock import now
-from pgnotifier.delivery import Dispatcher
-from pgnotifier.delivery.dispatcher import MAX_SLICE
+from pgnotifier.delivery import Dispatcher, ListenCall
+from pgnotifier.delivery.posting import MAX_SLICE
 from pgnotifier.registry import EMPTY, Subscription
+
+
+def at(seconds: int) -> datetime:
+    return datetime(2020, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)
 
 
 def call(*_: Any) -> None:
@@ -35,3 +40,26 @@ def test_a_post_to_full_mailboxes_puts_nothing() -> None:
     assert dispatcher.post(batch[taken:], now())[0] == 0
     assert {len(box) for box in dispatcher.boxes.values()} == {limit}
     assert dispatcher.counts()["dropped"] == 0
+
+
+def test_a_gap_begins_before_what_a_mute_throws_away_while_the_connection_is_lost() -> None:
+    """Guarantee 10: `since` is never later than the oldest notification that was thrown away."""
+    reg, touched = registry.subscribe(EMPTY, 1, "a", Subscription(call, on_listen=call), 1)
+    muted, _ = registry.mute_subscriber(reg, 1, ["a"], True)
+    dispatcher = Dispatcher(10, lambda attempt: 0.0, lambda: None)
+    dispatcher.begin()
+    dispatcher.commit(reg, touched, at(0), pmap({"a": True}))
+    box = dispatcher.boxes[1]
+    assert box.take()
+    box.hand = box.sub = None  # the first call has returned
+    dispatcher.post([Notify("a", "1", 1)], at(10))
+    dispatcher.lose("connection", at(20), "cut")
+    dispatcher.commit(muted, touched, at(30), pmap())
+    assert not box.entries
+    dispatcher.commit(reg, touched, at(40), pmap())
+    dispatcher.commit(reg, touched, at(50), pmap({"a": True}))
+    assert dispatcher.boxes[1].take()
+    told = dispatcher.boxes[1].hand
+    assert isinstance(told, ListenCall)
+    assert told.gap is not None
+    assert (told.gap.reason, told.gap.since, told.gap.error) == ("connection", at(10), "cut")

@@ -15,10 +15,9 @@ from psycopg import Notify
 from pgnotifier import registry
 from pgnotifier.delivery import posting as module
 from pgnotifier.delivery.coverage import Coverage
-from pgnotifier.delivery.mailbox import MAX_TURN, Mailbox, Owner, State
+from pgnotifier.delivery.mailbox import MAX_TURN, Mailbox, Owner, Run, State
 from pgnotifier.delivery.patience import PATIENCE_SECONDS, RATE_SECONDS
 from pgnotifier.delivery.posting import LOOK_AGAIN, Posting
-from pgnotifier.delivery.runs import Run
 from pgnotifier.delivery.turns import Turns
 from pgnotifier.registry import EMPTY, SYSCHAN, Subscription
 
@@ -131,7 +130,10 @@ def test_a_full_mailbox_takes_what_fits_and_the_listener_waits(clock: Clock) -> 
     assert house.post(8) == 0
     assert box.blocking
     assert not other.blocking
-    assert 0 < house.posting.wait_seconds() <= LOOK_AGAIN
+    house.turns.running = True
+    taken, seconds = house.posting.post([Notify("c", "0", 1)] * 8, SINCE)
+    assert taken == 0
+    assert 0 < seconds <= LOOK_AGAIN
     assert house.post(6) == 0
     assert (len(box), len(other), house.posting.dropped) == (10, 10, 0)
     clock.moment += 0.5  # it takes nothing
@@ -195,6 +197,7 @@ def test_latest_needs_no_room_where_its_place_is_open(clock: Clock) -> None:
 def test_an_event_makes_room_and_says_so(clock: Clock) -> None:
     """Guarantee 6: it costs no notification that the subscriber is not told of."""
     house = House()
+    house.turns.running = True
     house.posting.event({"event": "connected"})  # nobody is there
     box = house.subscribe(1, 2, channel=SYSCHAN)
     house.subscribe(1, 2)
@@ -223,28 +226,39 @@ def test_only_idle_mailboxes_come_into_the_queue_and_owners_hear_of_the_rest(clo
     assert all(len(box) == 1 for box in house.boxes.values())
 
 
-def test_what_was_dropped_is_announced_once_a_second_and_when_all_is_handled(clock: Clock) -> None:
+def test_what_was_dropped_is_announced_once_a_second_and_when_all_is_handled(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guarantee 6: one event for each mailbox, however many times it had no room."""
     house = House()
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(house.posting, "event", events.append)
+
+    def announced() -> list[tuple[Any, str, int]]:
+        events.clear()
+        house.posting.announce([box])
+        assert all(event["event"] == "overflow" for event in events)
+        return [(event["id"], event["channel"], event["dropped"]) for event in events]
+
     box = slow(house.subscribe(1, 2))
     house.spend()
     house.post(2)
     house.post(2)
-    assert house.posting.to_announce([box]) == [(1, {"c": 2})]
-    assert house.posting.to_announce([box]) == []
+    assert announced() == [(1, "c", 2)]
+    assert announced() == []
     clock.moment += 0.5
     house.post(1)
     house.post(1)
-    assert house.posting.to_announce([box]) == []
+    assert announced() == []
     clock.moment += 0.5
-    assert house.posting.to_announce([box]) == [(1, {"c": 2})]
+    assert announced() == [(1, "c", 2)]
     house.spend()
     house.post(1)
     box.purge("c", SINCE)
     box.state = State.RUNNING
-    assert house.posting.to_announce([box]) == []
+    assert announced() == []
     box.state = State.IDLE
-    assert house.posting.to_announce([box]) == [(1, {"c": 1})]
+    assert announced() == [(1, "c", 1)]
     assert ([*house.posting.late], box.unannounced, house.posting.dropped) == ([], {}, 5)
 
 

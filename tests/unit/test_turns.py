@@ -18,8 +18,7 @@ from pgnotifier.delivery.calls import Calls
 from pgnotifier.delivery.coverage import Coverage, ListenCall
 from pgnotifier.delivery.dispatcher import Dispatcher
 from pgnotifier.delivery.eventloops import Batch
-from pgnotifier.delivery.mailbox import AWAITING, IDLE, NEXT, PAUSED, READY, RUNNING, Mailbox, State
-from pgnotifier.delivery.runs import Entry, Run
+from pgnotifier.delivery.mailbox import AWAITING, IDLE, NEXT, PAUSED, READY, RUNNING, Entry, Mailbox, Run, State
 from pgnotifier.delivery.turns import Turns, Worker
 from pgnotifier.registry import Subscription
 
@@ -327,8 +326,9 @@ class Player:
         elif op == "void":
             self.due[str(box.id)] = []
             sub = box.subs["c"]
-            house.dispatcher._void(box, "c", SINCE)
+            house.dispatcher._void(box, "c", "muted", SINCE)
             box.subs["c"] = sub
+            house.dispatcher.boxes[box.id] = box  # it is subscribed again at once
         elif op == "begin":
             counts = [len(one.edges) for one in self.boxes]
             house.turns.begin()
@@ -437,21 +437,21 @@ def test_a_turn_is_followed_up_where_somebody_waits_for_it(house: House) -> None
     """The listener for room, SYSCHAN's subscribers for what was dropped, a caller for the bell; else nobody."""
     dispatcher, posting, rooms = house.dispatcher, house.dispatcher.posting, list[int]()
     dispatcher._on_room = lambda: rooms.append(1)
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert rooms == []
     house.box.blocking = True
     posting.blocking.append(house.box)
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert rooms == [1]
     house.put(90)
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert rooms == [1], "it has no room yet"
     house.box.unannounced = {"c": 1}
     posting.late[house.box] = None
-    dispatcher.ended(house.box)
+    dispatcher.follow_up([house.box])
     assert not posting.late
     rang = list[int]()
-    dispatcher.turns.bell.wait_for(lambda: dispatcher.ended(house.box) or rang.append(1) or len(rang) > 2)
+    dispatcher.turns.bell.wait_for(lambda: dispatcher.follow_up([house.box]) or rang.append(1) or len(rang) > 2)
 
 
 def test_a_mailbox_that_is_subscribed_to_nothing_is_forgotten(house: House) -> None:
@@ -574,6 +574,22 @@ def test_an_owner_is_told_when_something_comes_for_it() -> None:
     turns.wake()
     turns.wake()
     assert noticed == [1]
+
+
+def test_many_mailboxes_of_an_event_loop_that_was_closed_are_taken_back(house: House) -> None:
+    """Guarantee 8: with the next notification that comes for all of them."""
+    loop, count = Loop(), 3000
+    for number in range(count):
+        house.box = house.mailbox(str(number))
+        worker_takes(house)
+        house.ship(loop)
+    loop.closed = True
+    boxes = [box for box in house.dispatcher.boxes.values() if box.state is AWAITING]
+    assert len(boxes) == count
+    for box in boxes:
+        house.turns.add(box)
+    house.turns.wake()
+    assert all(box.state is READY for box in boxes)
 
 
 def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:

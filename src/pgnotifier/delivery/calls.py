@@ -7,13 +7,13 @@ mailbox back with `Turns.end`. No function here is called under the lock.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..log import CRITICAL, ERROR, describe, log
 from ..registry import SYSCHAN
-from .mailbox import Mailbox
-from .runs import FAILED, UNKNOWN, Run
+from .mailbox import FAILED, UNKNOWN, Mailbox, Run
 
 if TYPE_CHECKING:
     from .dispatcher import Dispatcher
@@ -50,15 +50,14 @@ class Calls:
         self._report(channel, {"event": "decode_failed", "channel": channel, "payload": text}, error)
 
     def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
-        """Log, count and report a call that raised."""
-        log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
-        self._report(channel, {"event": "callback_failed", "id": box.id, "channel": channel}, error)
-
-    def fatally(self, box: Mailbox, error: BaseException) -> None:
-        """A callback wants the program to end: stop the notifier."""
-        self._count()
-        log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
-        self._fatal()
+        """Log, count and report a call that raised; stop the notifier if that was to end the program."""
+        if isinstance(error, Exception | CancelledError):
+            log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
+            self._report(channel, {"event": "callback_failed", "id": box.id, "channel": channel}, error)
+        else:
+            self._count()
+            log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
+            self._fatal()
 
     def _report(self, channel: str, event: dict[str, Any], error: BaseException) -> None:
         self._count()

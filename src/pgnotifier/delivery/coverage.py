@@ -88,12 +88,6 @@ class Coverage:
             state.miss(Gap(channel, reason, since, until, error=error))
             state.covered = False
 
-    def miss(self, id: Hashable, gap: Gap) -> None:
-        """A subscription that is not covered has missed this, too."""
-        state = self._states.get((gap.channel, id))
-        if state is not None:
-            state.miss(gap)
-
     def give_back(self, id: Hashable, call: ListenCall) -> bool:
         """`call` was not made, or failed. Returns False if the subscription is covered again, and it is still due.
 

@@ -7,25 +7,19 @@ join, user code or a call into an event loop.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
-from operator import itemgetter
 from typing import Any
 
 from pyrsistent import PMap
 
 from ..clock import now
 from ..gap import Gap, Reason
-from ..log import WARNING, log
 from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Touched
 from .coverage import Coverage, ListenCall
 from .mailbox import IDLE, PAUSED, Mailbox
 from .posting import Posting
 from .turns import Turns, Worker
-
-MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
-
-_channel = itemgetter(0)  # of a psycopg.Notify
 
 
 class Dispatcher:
@@ -48,6 +42,7 @@ class Dispatcher:
         self.turns = Turns(self.lock, self.coverage, delay)
         self.boxes: dict[Hashable, Mailbox] = self.turns.boxes
         self.posting = Posting(self.turns)
+        self.post, self.event = self.posting.post, self.posting.event
         self.active: PMap[str, bool] = NO_CHANNELS  # the channels that are listened to
         self.failed = 0
 
@@ -82,77 +77,32 @@ class Dispatcher:
         covered = sub is not None and name in self.active
         if wanted and not covered and not self.coverage.is_told(name, id):
             sub = None  # no call comes before the first on_listen
-        since, calls = confirmed, list[ListenCall]()
+        due = self.coverage.update(name, id, wanted, covered, confirmed, now())
         if sub is not None:
             if box is None:
                 box = self.boxes[id] = Mailbox(id, self.limit)
             box.follow(name, sub)
-        elif box is not None and name in box.subs:
-            since, calls = self._void(box, name, confirmed)
-        due = self.coverage.update(name, id, wanted, covered, since, now())
-        for call in calls:
-            self.coverage.give_back(id, call)
-        if box is not None:
             if due is not None:
                 box.tell(due)
                 self.turns.add(box)
-            self.turns.forget(box)
+        elif box is not None and name in box.subs:
+            self._void(box, name, "muted", confirmed)
 
-    def _void(self, box: Mailbox, name: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
-        """End a subscription: throw away what waits for it, and void the hand. Returns what `Mailbox.purge` does."""
+    def _void(self, box: Mailbox, name: str, reason: Reason, confirmed: datetime) -> None:
+        """Throw away what waits for a subscription that is no longer covered, and void the hand. Under the lock."""
         del box.subs[name]
         since, calls = box.purge(name, confirmed)
+        for call in (ListenCall(name, Gap(name, reason, since, now())), *calls):
+            self.coverage.give_back(box.id, call)
         if box.state is PAUSED and calls:
             self.turns.resume(box)
-        return since, calls
+        self.turns.forget(box)
 
     def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
         """Nothing is listened to any more; everything committed before `confirmed` has been received."""
         with self.lock:
             self.active = NO_CHANNELS
             self.coverage.lose(reason, confirmed, now(), error)
-
-    # -- what arrives ----------------------------------------------------------------------------------------
-
-    def post(self, batch: Sequence[Any], since: datetime) -> tuple[int, float]:
-        """Put notifications into the mailboxes of those who are called for them. The listener thread.
-
-        Returns how many, and, if mailboxes have no room for the others, after how many seconds to try again at the
-        latest. Everything committed before `since` had been received before this batch.
-        """
-        posting, size, done = self.posting, len(batch), 0
-        channels = list(map(_channel, batch))
-        one = size > 0 and channels.count(channels[0]) == size  # as it mostly is
-        while done < size:
-            channel = channels[done]
-            end = size if one else done + 1
-            while end < size and channels[end] == channel:
-                end += 1
-            with self.lock:
-                posting.resume()
-                route, fit = posting.plan(channel, end - done) if self.turns.running else (((), ()), end - done)
-                everything, latest = route if fit else ((), ())
-                if everything or latest:
-                    run = posting.run(route, channel, batch if fit == size else batch[done : done + fit], since)
-                    posting.put(everything[:MAX_SLICE], latest, run)
-            for begin in range(MAX_SLICE, len(everything), MAX_SLICE):
-                self.turns.wake()
-                with self.lock:  # some may have been unsubscribed since
-                    posting.put([b for b in everything[begin : begin + MAX_SLICE] if channel in b.subs], (), run)
-            self.turns.wake()
-            if posting.late:
-                self._announce(tuple(posting.late))
-            if not fit:
-                return done, posting.wait_seconds()
-            done += fit
-        return size, 0.0
-
-    def event(self, payload: dict[str, Any]) -> None:
-        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. Any thread."""
-        with self.lock:
-            if self.turns.running:
-                self.posting.event(payload)
-        self.turns.wake()
 
     def tell(self, calls: Iterable[tuple[Hashable, ListenCall]]) -> None:
         """Have `on_listen` called for these ids, after all that waits for them. Any thread."""
@@ -171,7 +121,7 @@ class Dispatcher:
             ended = worker.boxes
             with self.lock:
                 seconds = self.turns.exchange(worker)
-            self._follow_up(ended)
+            self.follow_up(ended)
             if seconds is None:
                 return bool(worker.boxes)
             del ended  # while it waits, a worker keeps nothing alive
@@ -179,29 +129,16 @@ class Dispatcher:
             with self.lock:
                 self.turns.idle.remove(worker.waiter)
 
-    def ended(self, box: Mailbox) -> None:
-        """The turn of a mailbox on an event loop has ended. Without the lock."""
-        self.turns.wake()
-        self._follow_up([box])
-
-    def _follow_up(self, boxes: list[Mailbox]) -> None:
-        """After turns: tell the listener of room, SYSCHAN's subscribers of losses, and ring the bell."""
+    def follow_up(self, boxes: list[Mailbox]) -> None:
+        """After turns: wake other workers and the listener, announce losses, ring the bell. Without the lock."""
+        if self.turns.idle:
+            self.turns.wake()
         if self.posting.blocking and any(box.blocking and box.has_room for box in boxes):
             self._on_room()
         if self.posting.late and any(box.unannounced for box in boxes):
-            self._announce(boxes)
+            self.posting.announce(boxes)
         if self.turns.bell.is_watched:
             self.turns.bell.ring()
-
-    def _announce(self, boxes: Iterable[Mailbox]) -> None:
-        """Log what these mailboxes lost, and tell SYSCHAN's subscribers, once a second for each mailbox."""
-        with self.lock:
-            told = self.posting.to_announce(boxes)
-        for id, gone in told:
-            for channel, number in gone.items():
-                log(WARNING, "subscriber %r is too slow: %d notifications on %r were dropped", id, number, channel)
-                if channel != SYSCHAN:
-                    self.event({"event": "overflow", "id": id, "channel": channel, "dropped": number})
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -218,17 +155,11 @@ class Dispatcher:
         """
         with self.lock:
             if self.turns.running:
-                moment = now()
-                self.active = NO_CHANNELS
-                self.coverage.lose("stopped", confirmed, moment)
+                self.lose("stopped", confirmed)
                 for box in tuple(self.boxes.values()):
                     for name in tuple(box.subs):
                         if name != SYSCHAN:
-                            since, calls = self._void(box, name, confirmed)
-                            self.coverage.miss(box.id, Gap(name, "stopped", since, moment))
-                            for call in calls:
-                                self.coverage.give_back(box.id, call)
-                    self.turns.forget(box)
+                            self._void(box, name, "stopped", confirmed)
                 self.posting.halt(event)
                 self.turns.running = False
 
@@ -237,6 +168,8 @@ class Dispatcher:
         self.lock = self.turns.lock = threading.RLock()
         self.halt(None, confirmed)
         self.turns.clear()
+        for box in self.boxes.values():
+            box.sub = None  # a worker that has forked makes no more calls
         return Dispatcher(self.limit, self._delay, self._on_room, self.coverage)
 
     def is_idle(self) -> bool:

@@ -14,8 +14,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from .calls import Calls
-from .mailbox import AWAITING, Mailbox
-from .runs import FAILED, Entry, Run
+from .mailbox import AWAITING, FAILED, Entry, Mailbox, Run
 
 if TYPE_CHECKING:
     from ..registry import Subscription
@@ -29,6 +28,7 @@ class Batch:
         self._dispatcher, self._calls = dispatcher, calls
         self.box, self.hand, self.loop = box, hand, sub.loop
         self.begun = self.told = False
+        self.task: Any = None  # an event loop itself holds its tasks weakly, and a garbage collection would end them
         self.items: deque[tuple[int, Any, int]] = deque([(0, None, 0)])  # place in the run, payload and pid
         if isinstance(hand, Run):
             pids = [notification[2] for notification in hand.notifications[hand.start : hand.stop]]
@@ -60,11 +60,11 @@ class Batch:
             self._end()  # it is through, void, or for another callback
             return
         try:
-            task = self.loop.create_task(self._call(sub))
+            self.task = self.loop.create_task(self._call(sub))
         except BaseException:
             self._end()
             raise
-        task.add_done_callback(lambda task: self._end() if task.cancelled() else self._next())
+        self.task.add_done_callback(lambda task: self._end() if task.cancelled() else self._next())
 
     def _next(self) -> None:
         self.begun = False
@@ -87,14 +87,10 @@ class Batch:
                 self.told = True
         except GeneratorExit:  # collected after its event loop was closed: `notice` reports it
             raise
-        except asyncio.CancelledError as error:
-            self._calls.failed(box, hand.channel, error)
-            raise
-        except Exception as error:
-            self._calls.failed(box, hand.channel, error)
         except BaseException as error:
-            self._calls.fatally(box, error)
-            raise
+            self._calls.failed(box, hand.channel, error)
+            if not isinstance(error, Exception):
+                raise
 
     def notice(self) -> None:
         """Take the mailbox back if the event loop is closed; the call that was under way has failed. Any thread."""
@@ -107,7 +103,7 @@ class Batch:
     def _end(self) -> None:
         """Give the mailbox back, with what was not begun, or an `on_listen` that did not return."""
         box, hand = self.box, self.hand
-        self.begun = False
+        self.begun, self.task = False, None
         with self._dispatcher.lock:
             if box.owner is not self:
                 return
@@ -117,7 +113,8 @@ class Batch:
             elif self.items:
                 box.rest = hand.part(self.items[0][0], hand.stop)
             self._dispatcher.turns.end(box)
-        self._dispatcher.ended(box)
+        self._dispatcher.turns.wake()
+        self._dispatcher.follow_up([box])
 
 
 def awaits(sub: Subscription, hand: Entry) -> bool:

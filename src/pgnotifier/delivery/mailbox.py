@@ -1,4 +1,4 @@
-"""What waits for one subscriber id: plain data. Every method is called under the dispatcher's lock.
+"""What waits for one subscriber id, and the runs that stand there: plain data, under the dispatcher's lock.
 
 No threads, no clock and no user code here. `NEXT` is the table of a mailbox's states; `docs/internals.md` shows it.
 """
@@ -6,23 +6,54 @@ No threads, no clock and no user code here. `NEXT` is the table of a mailbox's s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..clock import earliest
 from ..gap import Gap
 from .coverage import ListenCall
 from .patience import Rate
-from .runs import Entry, Run
 
 if TYPE_CHECKING:
     from ..registry import Subscription
 
 MAX_TURN = 256  # notifications that are taken at a time
 ROOM_SHARE = 2  # the listener is woken when half of a full mailbox is free
+
+
+UNKNOWN: Any = object()  # a payload that has not been decoded
+FAILED: Any = object()  # a payload that can't be
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Notifications on one channel that arrived together: one object for all its subscribers.
+
+    `notifications[start:stop]` is the run. Everything committed before `since` had been received when it was posted.
+    If several subscribers share it, `payloads` has a place for each notification, and the first worker that needs a
+    payload decodes it for all, under `lock`.
+    """
+
+    channel: str
+    notifications: Sequence[Any]
+    since: datetime
+    start: int
+    stop: int
+    payloads: list[Any] | None = None
+    lock: Any = None
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> Run:
+        return Run(self.channel, self.notifications, self.since, start, stop, self.payloads, self.lock)
+
+
+Entry = Run | ListenCall
 
 
 class State(Enum):
@@ -57,8 +88,8 @@ class Owner(Protocol):
 class Mailbox:
     """The queue of one id, what is in hand, and what a turn needs of the registry.
 
-    `hand` is what is being handled, under the subscription `sub`. Its executor looks at `sub` before each call, and
-    takes no lock for it: None if the hand is void (muted, unsubscribed, stopped), another if the callback was replaced.
+    `hand` is what is being handled, under the subscription `sub`. Its executor reads `sub` before each call, without
+    the lock: None if the hand is void (muted, unsubscribed, stopped), another if the callback was replaced.
     """
 
     id: Hashable
@@ -106,8 +137,6 @@ class Mailbox:
         if self.sub is not None and self.hand is not None and self.hand.channel == channel:
             self.sub = sub
 
-    # -- in ------------------------------------------------------------------------------------------------
-
     def put(self, run: Run) -> None:
         """Append; the caller has seen to the room."""
         self.entries.append(run)
@@ -147,8 +176,6 @@ class Mailbox:
                 break
         self.entries.appendleft(call)
 
-    # -- out -----------------------------------------------------------------------------------------------
-
     def _pop(self, most: int) -> Entry:
         """Remove the oldest entry, or the first `most` notifications of a longer run."""
         entry = self.entries.popleft()
@@ -175,10 +202,8 @@ class Mailbox:
     def take_one(self) -> bool:
         """Take the oldest entry if that is a single notification for a plain function, and won't be replaced."""
         entry = self.entries[0] if self.entries and not self.latest else None
-        if type(entry) is not Run or entry.stop - entry.start != 1:
-            return False
-        sub = self.subs.get(entry.channel)
-        if sub is None or sub.awaits:
+        sub = self.subs.get(entry.channel) if type(entry) is Run else None
+        if type(entry) is not Run or entry.stop - entry.start != 1 or sub is None or sub.awaits:
             return False
         self.entries.popleft()
         self.waiting -= 1

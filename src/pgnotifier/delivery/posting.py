@@ -1,7 +1,7 @@
 """From batches to mailboxes: routes, full mailboxes, and the notifier's own events.
 
 A post never waits. It takes what fits every mailbox; the listener comes again with the rest when there is room, or
-when its patience has ended. Every method is called under the dispatcher's lock.
+when its patience has ended. Every method is called under the dispatcher's lock, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 from _thread import allocate_lock
 from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime
+from operator import itemgetter
 from time import monotonic
 from typing import Any
 
 from psycopg import Notify
 
 from ..clock import now
+from ..log import WARNING, log
 from ..registry import EMPTY, SYSCHAN, Registry
-from .mailbox import PAUSED, RUNNING, Mailbox
+from .mailbox import PAUSED, RUNNING, UNKNOWN, Mailbox, Run
 from .patience import Patience
-from .runs import UNKNOWN, Run
 from .turns import Turns
 
 ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow
+MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
 LOOK_AGAIN = 0.02  # seconds after which the listener measures again how fast a full mailbox is emptied
+
+_channel = itemgetter(0)  # of a psycopg.Notify
 
 Route = tuple[tuple[Mailbox, ...], tuple[Mailbox, ...]]  # mailboxes that want everything, and only the latest
 
@@ -42,6 +46,39 @@ class Posting:
 
     def forget_route(self, channel: str) -> None:
         self._routes.pop(channel, None)
+
+    def post(self, batch: Sequence[Any], since: datetime) -> tuple[int, float]:
+        """Put notifications into the mailboxes of those who are called for them. The listener thread, without a lock.
+
+        Returns how many, and, if mailboxes have no room for the others, after how many seconds to try again at the
+        latest. Everything committed before `since` had been received before this batch.
+        """
+        turns, size, done = self._turns, len(batch), 0
+        channels = list(map(_channel, batch))
+        one = size > 0 and channels.count(channels[0]) == size  # as it mostly is
+        while done < size:
+            channel = channels[done]
+            end = size if one else done + 1
+            while end < size and channels[end] == channel:
+                end += 1
+            with turns.lock:
+                self.resume()
+                route, fit = self.plan(channel, end - done) if turns.running else (((), ()), end - done)
+                everything, latest = route if fit else ((), ())
+                if everything or latest:
+                    run = self.run(route, channel, batch if fit == size else batch[done : done + fit], since)
+                    self.put(everything[:MAX_SLICE], latest, run)
+            for begin in range(MAX_SLICE, len(everything), MAX_SLICE):
+                turns.wake()
+                with turns.lock:  # some may have been unsubscribed since
+                    self.put([b for b in everything[begin : begin + MAX_SLICE] if channel in b.subs], (), run)
+            turns.wake()
+            if self.late:
+                self.announce(tuple(self.late))
+            if not fit:
+                return done, min(LOOK_AGAIN, self._patience.left(monotonic()) or LOOK_AGAIN)
+            done += fit
+        return size, 0.0
 
     def resume(self) -> None:
         """The listener comes again: account for its wait, if it has waited for room."""
@@ -116,12 +153,14 @@ class Posting:
             add(box)
 
     def event(self, payload: dict[str, Any]) -> None:
-        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0."""
-        route = self._routes.get(SYSCHAN) or self._route(SYSCHAN)
-        for box in (*route[0], *route[1]):
-            if box.room < 1 and SYSCHAN not in box.latest:
-                self.make_room(box, 1)
-        self.put(*route, Run(SYSCHAN, (Notify(SYSCHAN, "", 0),), now(), 0, 1, [payload]))
+        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. Any thread."""
+        with self._turns.lock:
+            everything, latest = self._route(SYSCHAN) if self._turns.running else ((), ())
+            for box in (*everything, *latest):
+                if box.room < 1 and SYSCHAN not in box.latest:
+                    self.make_room(box, 1)
+            self.put(everything, latest, Run(SYSCHAN, (Notify(SYSCHAN, "", 0),), now(), 0, 1, [payload]))
+        self._turns.wake()
 
     def halt(self, event: dict[str, Any] | None) -> None:
         """The last event, if there is one; nothing else is posted from now on."""
@@ -130,17 +169,25 @@ class Posting:
         if event is not None:
             self.event(event)
 
-    def to_announce(self, boxes: Iterable[Mailbox]) -> list[tuple[Hashable, dict[str, int]]]:
-        """For each of these that has caught up, or was announced a while ago: its id, and what it lost by channel."""
+    def announce(self, boxes: Iterable[Mailbox]) -> None:
+        """Log what these mailboxes lost, and tell SYSCHAN's subscribers. Without the lock.
+
+        A mailbox has to have caught up, or to have been announced a second ago.
+        """
         told: list[tuple[Hashable, dict[str, int]]] = []
         moment = monotonic()
-        for box in boxes:
-            caught_up = not box.entries and box.state is not RUNNING
-            if box in self.late and (caught_up or moment - box.announced >= ANNOUNCE_SECONDS):
-                del self.late[box]
-                told.append((box.id, box.unannounced))
-                box.unannounced, box.announced = {}, moment
-        return told
+        with self._turns.lock:
+            for box in boxes:
+                caught_up = not box.entries and box.state is not RUNNING
+                if box in self.late and (caught_up or moment - box.announced >= ANNOUNCE_SECONDS):
+                    del self.late[box]
+                    told.append((box.id, box.unannounced))
+                    box.unannounced, box.announced = {}, moment
+        for id, gone in told:
+            for channel, number in gone.items():
+                log(WARNING, "subscriber %r is too slow: %d notifications on %r were dropped", id, number, channel)
+                if channel != SYSCHAN:
+                    self.event({"event": "overflow", "id": id, "channel": channel, "dropped": number})
 
     def make_room(self, box: Mailbox, size: int) -> None:
         """Throw away the oldest, no more than needed, and note what has to be announced."""
@@ -148,7 +195,3 @@ class Posting:
             self.dropped += number
             box.unannounced[channel] = box.unannounced.get(channel, 0) + number
             self.late[box] = None
-
-    def wait_seconds(self) -> float:
-        """How long the listener may wait for room before it comes again."""
-        return min(LOOK_AGAIN, self._patience.left(monotonic()) or LOOK_AGAIN)

@@ -43,7 +43,7 @@ class Turns:
         self.idle: list[Any] = []  # for each idle worker the lock that wakes it
         self._queue: deque[Mailbox] = deque()
         self._paused: list[Mailbox] = []
-        self._noticed: deque[Owner] = deque()  # executors to be told that something came
+        self._noticed: list[Owner] = []  # executors to be told that something came
 
     def add(self, box: Mailbox) -> None:
         """Something was put into the mailbox: have it stand in the queue, or its owner hear of it."""
@@ -79,12 +79,11 @@ class Turns:
 
     def wake(self) -> None:
         """Wake as many idle workers as mailboxes are ready; all when they have to end. Without the lock."""
-        while self._noticed and not self.lock._is_owned():  # otherwise the next one sees to it
-            try:
-                owner = self._noticed.popleft()
-            except IndexError:
-                break  # another thread was first
-            owner.notice()
+        if self._noticed and not self.lock._is_owned():  # otherwise the next one sees to it
+            with self.lock:
+                noticed, self._noticed = self._noticed, []
+            for owner in noticed:
+                owner.notice()
         count = min(len(self._queue), len(self.idle)) if self.running else len(self.idle)
         for waiter in reversed(tuple(self.idle)):  # they leave the list themselves: Ctrl-C here loses none
             if count > 0:

@@ -16,8 +16,7 @@ from ..log import CRITICAL, log
 from .calls import Calls
 from .coverage import ListenCall
 from .eventloops import Batch, awaits, busy, runs_here
-from .mailbox import MAX_TURN, Mailbox
-from .runs import FAILED, UNKNOWN, Entry, Run
+from .mailbox import FAILED, MAX_TURN, UNKNOWN, Entry, Mailbox, Run
 from .turns import Worker
 
 if TYPE_CHECKING:
@@ -72,9 +71,9 @@ class Workers:
                     if not dispatcher.turns.running:  # otherwise it was started again meanwhile
                         self._alive.pop(number, None)
                 continue
-            began, many = perf_counter(), len(worker.boxes) > 1
+            began, count = perf_counter(), len(worker.boxes)
             for box in tuple(worker.boxes):
-                if many:
+                if count > 1:
                     box.held = 0
                 hand, sub = box.hand, box.sub
                 try:
@@ -84,7 +83,7 @@ class Workers:
                         self._turn(worker, box, hand, sub)
                 except BaseException as error:  # none of user code's, which is guarded
                     log(CRITICAL, "a worker met what it did not expect", error=error)
-            seconds = perf_counter() - began
+            seconds = (perf_counter() - began) / count
             if seconds > SLOW:
                 box.turn = max(1, box.turn // 2)
             elif seconds < QUICK and box.turn < MAX_TURN:
@@ -130,27 +129,21 @@ class Workers:
                 if result is not None:
                     refuse_coroutine(result)
                 delivered += 1
-            except Exception as error:
-                if payload is UNKNOWN:
+            except BaseException as error:
+                if payload is UNKNOWN and isinstance(error, Exception):
                     calls.undecodable(run, place, error)
                 else:
                     calls.failed(box, channel, error)
-            except BaseException as error:
-                calls.fatally(box, error)
         return delivered
 
     def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription) -> None:
         """Call `on_listen`; if it fails, the call is left for later."""
-        if sub.on_listen is None:
-            return
         try:
-            refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
-            return
-        except Exception as error:
-            self._calls.failed(box, call.channel, error)
+            if sub.on_listen is not None:
+                refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
         except BaseException as error:
-            self._calls.fatally(box, error)
-        box.rest = call
+            self._calls.failed(box, call.channel, error)
+            box.rest = call
 
 
 def refuse_coroutine(result: object) -> None:
