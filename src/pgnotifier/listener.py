@@ -15,7 +15,7 @@ from time import monotonic
 
 import psycopg
 
-from . import threads
+from . import changes, threads
 from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, new_loop, next_attempt
 from .log import CRITICAL, INFO, WARNING, describe, log
 from .shared import Shared
@@ -24,7 +24,7 @@ NAME = "pgnotifier-listener"
 END_SECONDS = 0.5  # that the next thread waits for the end of the one before it
 
 
-class Listener(threading.Thread):
+class Listener(threads.Relied):
     """One thread of a lifetime. `before` is the one that it follows, which has nothing left to do."""
 
     def __init__(self, shared: Shared, life: Lifetime, before: threading.Thread | None = None) -> None:
@@ -61,14 +61,14 @@ class Listener(threading.Thread):
                     session, fresh = self._reconnect() if life.started.is_set() else self._connect(), True
                     if session is None:
                         return False
-                shared.serve(life, session, fresh)
+                changes.serve(shared, life, session, fresh)
                 life.started.set()
                 if life.loop is None:  # here and not in `start`, where Ctrl-C could leave half a loop behind
                     life.loop = new_loop()
                 life.loop.run_until_complete(self._listen(life.loop, session))
                 if life.requests:
                     shared.restarts += 1
-                    shared.serve(life, session)
+                    changes.serve(shared, life, session)
                     if self._succeed():
                         return True
             except BaseException as error:
@@ -116,12 +116,12 @@ class Listener(threading.Thread):
             shared.start_workers()
         with shared.lock:
             life.check()
-            life.to(LISTENING)
-            life.session, life.up_since = session, monotonic()
             shared.publish(life, session, refused)
+            life.session, life.up_since = session, monotonic()
+            life.to(LISTENING)
         shared.dispatcher.turns.wake()
         if first:
-            shared.dispatcher.event({"event": "connected"})
+            shared.event(life, {"event": "connected"})
             log(INFO, "connected, listening to %d channels", len(session.active) - 1)
         shared.refused(refused)
 
@@ -147,7 +147,7 @@ class Listener(threading.Thread):
             down_for = life.up_since - life.down_since
             log(INFO, "connected again after %.2f s, attempt %d", down_for, attempts)
             shared.reconnects += 1
-            shared.dispatcher.event({"event": "reconnected", "down_for": down_for, "attempts": attempts})
+            shared.event(life, {"event": "reconnected", "down_for": down_for, "attempts": attempts})
             return session
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
@@ -169,7 +169,7 @@ class Listener(threading.Thread):
                     reading = session.has_room
                     loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)
                 came = reading and session.read()
-                seconds = shared.hand_over(session) if session.backlog else 0.0
+                seconds = shared.hand_over(life, session) if session.backlog else 0.0
                 heard, self._heard = self._heard or came or not reading, False
                 latest = session.check(heard)
                 if seconds:
@@ -203,17 +203,20 @@ class Listener(threading.Thread):
             return
         session.close()
         try:
-            while seconds := shared.hand_over(session):
+            while seconds := shared.hand_over(life, session):
                 life.token.wait(monotonic() + seconds)
         except Abandoned:
             life.rest = session.backlog  # of which `stop(drain=True)` delivers what it can
-        life.confirmed = session.confirmed
-        shared.dispatcher.lose("connection", session.confirmed, describe(error))
+        with shared.lock:
+            if shared.life is not life:
+                return
+            life.confirmed = session.confirmed
+            shared.dispatcher.lose("connection", session.confirmed, describe(error))
         if isinstance(error, psycopg.Error | UnicodeError | OSError):
             log(WARNING, "the connection is lost: %s", describe(error))
         else:
             log(CRITICAL, "the listener met what it did not expect, and connects again", error=error)
-        shared.dispatcher.event({"event": "disconnected", "error": describe(error)})
+        shared.event(life, {"event": "disconnected", "error": describe(error)})
 
     def _end(self) -> None:
         """Close what the lifetime holds: its last thread ends."""

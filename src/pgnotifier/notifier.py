@@ -80,8 +80,8 @@ class Notifier:
         least, most = delays
         self._dispatcher = Dispatcher(max_pending, lambda n: delay(n, least, most, random()), self._wake)
         self._supervisor = self.__supervisor(registry.EMPTY)
-        self._supervisor.start()
         lifecycle.watch(self)
+        self._supervisor.start()
 
     def __supervisor(self, reg: Registry) -> Supervisor:
         workers = Workers(self._workers, self._dispatcher, self._decode, self._fatal)

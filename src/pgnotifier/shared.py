@@ -31,6 +31,7 @@ class Request:
         self._before: Registry | None = None
         self._after: registry.Step
         self.done = Flag()
+        self.dropped = False
         self.error: BaseException | None = None
 
     def step(self, reg: Registry) -> registry.Step:
@@ -40,9 +41,9 @@ class Request:
             self._before = reg
         return self._after
 
-    def drop(self) -> None:
-        """Have it change nothing. Under the lock, before it is made."""
-        self._step, self._before = nothing, None
+    def drop(self, error: BaseException | None = None) -> None:
+        """Have it change nothing, and raise `error` if there is one. Before it is made."""
+        self.dropped, self.error = True, error
 
 
 def nothing(reg: Registry) -> registry.Step:
@@ -91,8 +92,12 @@ class Shared:
         touched: Iterable[Touched],
         changed: Iterable[str] = (),
         refused: Container[str] = (),
+        since: datetime | None = None,
     ) -> None:
-        """Make `new` the registry; `changed` channels are listened to since, or no longer."""
+        """Make `new` the registry; `changed` channels are listened to since, or no longer.
+
+        Everything committed before `since` has arrived; None: before `Session.confirmed`.
+        """
         self.registry = new
         session = life.session if life is not None else None
         touched = (*touched, *((name, None) for name in changed))
@@ -104,7 +109,7 @@ class Shared:
                 life.pending.discard(name)
             else:
                 life.pending.add(name)
-        self.dispatcher.commit(new, touched, session.confirmed, session.active)
+        self.dispatcher.commit(new, touched, since or session.confirmed, session.active)
 
     def publish(self, life: Lifetime, session: Session, refused: Iterable[str]) -> None:
         """A new session listens to what was wanted; what has changed since is pending."""
@@ -115,6 +120,8 @@ class Shared:
 
     def record(self, life: Lifetime) -> list[Request]:
         """Make the changes that wait for a session that is gone: the next one begins with them."""
+        if self.life is not life:
+            return []
         waiting = list(life.requests)
         life.requests.clear()
         for request in waiting:
@@ -130,9 +137,9 @@ class Shared:
         """The channels that a new session has to listen to."""
         return [SYSCHAN, *registry.valid_channels(self.registry)]
 
-    def hand_over(self, session: Session) -> float:
+    def hand_over(self, life: Lifetime, session: Session) -> float:
         """Move the backlog into mailboxes; after how many seconds to try again, where some have no room, else 0."""
-        while session.backlog:
+        while session.backlog and self.life is life:
             batch = session.backlog[0]
             count, seconds = self.notify(batch.notifications, batch.since)
             session.handed_over(count)
@@ -140,54 +147,18 @@ class Shared:
                 return seconds
         return 0.0
 
-    def serve(self, life: Lifetime, session: Session, fresh: bool = False) -> None:
-        """Make the changes that wait, and report each; with a `fresh` session close the difference anyway.
-
-        Each change is computed anew under the lock if the registry has changed while the server followed, so that
-        what came in between is not lost. Raises `psycopg.Error` where the session is lost.
-        """
-        changed: set[str] = set()
-        refused: set[str] = set()
-        while True:
-            error: Exception | None = None
-            with self.lock:
-                life.check()
-                request = life.requests[0] if life.requests else None
-                if request is None and not (fresh or changed):
-                    return
-                step, everything = (request.step, request.everything) if request is not None else (nothing, False)
-                add, remove = list[str](), list[str]()
-                try:
-                    new, touched = step(self.registry)
-                except Exception as raised:
-                    error = raised
-                else:
-                    add, remove = self.difference(life, new, touched, everything)
-                    add = [name for name in add if name not in refused]
-                    if not add and not remove:
-                        self.commit(life, new, touched, changed, refused)
-                        fresh, changed, refused = False, set(), set()
-            if add or remove:
-                self.hand_over(session)
-                found = session.listen_where_allowed(add, remove, lambda: self.hand_over(session))
-                own = found.keys() & (add if everything else {name for name, _ in touched})
-                if request is None or not own:
-                    changed.update(add, remove)
-                    refused.update(found)
-                    self.refused(found)
-                    continue
-                session.listen_where_allowed(remove, [name for name in add if name not in found])
-                error = found[min(own)]
-            if request is not None:
-                life.requests.popleft()
-                request.error = error
-                self.report([request])
-
     def refused(self, refused: Mapping[str, Exception]) -> None:
         """Tell of names that the server does not listen to."""
         for name, error in refused.items():
             log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
             self.dispatcher.event({"event": "channel_refused", "channel": name, "error": describe(error)})
+
+    def event(self, life: Lifetime, payload: dict[str, Any]) -> None:
+        """Tell SYSCHAN's subscribers, unless the lifetime is over: `stop` does not wait for ever for a thread."""
+        with self.lock:
+            if self.life is life:
+                self.dispatcher.event(payload)
+        self.dispatcher.turns.wake()
 
     def report(self, requests: Iterable[Request]) -> None:
         """Have the callers go on, whose changes are made or refused."""
@@ -200,6 +171,7 @@ class Shared:
         with self.lock:
             if self.life is not life:
                 return  # another thread was first
+            waiting = self.record(life)
             self.dispatcher.halt(event, life.confirmed)
             self.stopped_since, self.life = now(), None
-        self.dispatcher.turns.wake()
+        self.report(waiting)

@@ -6,20 +6,20 @@ be told, they wake the listener and wait for its report. `connection.NEXT` is th
 
 from __future__ import annotations
 
+import sys
 import threading
-from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import threads
-from .connection import LISTENING, STOPPED, STOPPING, Abandoned, Lifetime, Phase, Session
+from . import changes, threads
+from .connection import STOPPED, STOPPING, Abandoned, Lifetime, Phase, Session
+from .deferred import Deferred
 from .listener import Listener
-from .log import ERROR, log
 from .registry import EMPTY, Registry
-from .shared import Notify, Request, Shared, Step, nothing
+from .shared import Notify, Shared, Step, nothing
 from .types import DbConf
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ class Supervisor:
         self._options = (source, heartbeat, retry_delay)
         self._workers = workers
         self.shared: Shared = Shared(dispatcher, notify, workers.start, reg)
-        self._deferred: deque[Callable[[], object]] = deque()
-        self._deferring = allocate_lock()
+        self._deferred = Deferred(self.shared)
 
     @property
     def phase(self) -> Phase:
@@ -70,36 +69,6 @@ class Supervisor:
         life = self.shared.life
         return life.session if life is not None and not life.stopping else None
 
-    def _defer(self, call: Callable[[], object]) -> bool:
-        """Have `call` made by a thread of its own if the current thread must not wait; returns whether that is so.
-
-        A signal handler or finalizer may run while this very thread holds the lock, and on a listener thread.
-        """
-        if not (self.shared.lock._is_owned() or self._on_listener()):
-            return False
-        self._deferred.append(call)
-        threads.start(threading.Thread(target=self._catch_up, name="pgnotifier-change", daemon=True))
-        return True
-
-    def _on_listener(self) -> bool:
-        """Whether the current thread is a listener thread; a finalizer may run before Python has registered it."""
-        life = self.shared.life
-        newest = None if life is None else life.listener
-        if newest is not None and newest.ident == threading.get_ident():
-            return True
-        thread = threading.current_thread()
-        if isinstance(thread, Listener):
-            return thread.shared is self.shared
-        return newest is not None and newest.ident is None and isinstance(thread, threading._DummyThread)
-
-    def _catch_up(self) -> None:
-        with self._deferring:  # one after the other, in their order
-            while self._deferred:
-                try:
-                    self._deferred.popleft()()
-                except Exception as error:
-                    log(ERROR, "a change that interrupted another failed", error=error)
-
     # -- changes ---------------------------------------------------------------------------------------------
 
     def change(self, step: Step, autorun: bool, everything: bool = False) -> None:
@@ -107,41 +76,11 @@ class Supervisor:
 
         With no session it is only recorded. Raises what `step` or the server refuses; nothing has changed then.
         """
-        if not self._defer(lambda: self.change(step, autorun, everything)):
-            request = self.request(step, autorun, everything)
+        if not self._deferred.take(lambda: self.change(step, autorun, everything)):
+            request = changes.begin(self.shared, step, autorun, everything)
             request.done.wait()
             if request.error is not None:
                 raise request.error
-
-    def request(self, step: Step, autorun: bool, everything: bool = False) -> Request:
-        """Begin a change, as `change` does, without a wait: it is made at once, or when the request is done."""
-        shared, request = self.shared, Request(step, everything)
-        with shared.lock:
-            life = shared.life
-            new, touched = request.step(shared.registry)
-            if (
-                autorun
-                and life is not None
-                and life.phase is LISTENING
-                and any(shared.difference(life, new, touched, everything))
-            ):
-                life.requests.append(request)
-            else:
-                shared.commit(life, new, touched)
-                request.done.set()
-        shared.dispatcher.turns.wake()
-        if not request.done.is_set():
-            self.wake()
-        return request
-
-    def take_back(self, request: Request, undo: Step) -> None:
-        """Undo a change that nobody waits for any more. Does not wait."""
-        with self.shared.lock:
-            life = self.shared.life
-            if life is not None and request in life.requests:
-                request.drop()
-                return
-        self.request(undo, True)
 
     # -- start and stop ----------------------------------------------------------------------------------------
 
@@ -150,15 +89,18 @@ class Supervisor:
 
         Raises `psycopg.OperationalError` where it can't connect, and is stopped then.
         """
-        if self._defer(self.start):
+        if self._deferred.take(self.start):
             return
         while (life := self.shared.life) is not None and life.stopping:
             self._finish(life)  # a stop() that another thread has not finished, or that Ctrl-C interrupted
         if life is None:
             self._begin()
-        elif not life.is_being_started:
+        elif life.begun or life.starter != threading.get_ident():
             self._await_start(life)
             self.change(nothing, True, everything=True)
+        elif not self._interrupts_begin():  # Ctrl-C has ended the call that was to start the thread
+            self._finish(life)
+            self._begin()
 
     def _begin(self) -> None:
         shared, life = self.shared, Lifetime(*self._options)
@@ -183,6 +125,13 @@ class Supervisor:
         life.close()
         self.start()  # another thread was first
 
+    def _interrupts_begin(self) -> bool:
+        """Whether this call interrupts one in the same thread that is about to start the listener."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code is not Supervisor._begin.__code__:
+            frame = frame.f_back
+        return frame is not None
+
     @staticmethod
     def _await_start(life: Lifetime) -> None:
         life.started.wait()
@@ -192,7 +141,7 @@ class Supervisor:
 
     def stop(self, deadline: float, drain: bool) -> None:
         """End the listener, then the workers, until `deadline` (monotonic seconds) at most; drop what waits."""
-        if self._defer(lambda: self.stop(deadline, drain)):
+        if self._deferred.take(lambda: self.stop(deadline, drain)):
             return
         workers, turns = self._workers, self.shared.dispatcher.turns
         wait = not self.in_a_callback()
@@ -235,7 +184,9 @@ class Supervisor:
         """Wait until nothing waits and no call is under way, until `deadline` at most; returns whether that is so."""
         turns = self.shared.dispatcher.turns
         turns.reclaim()
-        return turns.bell.wait_for(self.shared.dispatcher.is_idle, max(0.0, deadline - monotonic()))
+        idle = self.shared.dispatcher.is_idle
+        turns.bell.wait_for(lambda: idle() or self.in_a_callback(), max(0.0, deadline - monotonic()))
+        return idle()
 
     def in_a_callback(self) -> bool:
         """Whether the current thread makes calls, or runs an event loop that does or is about to."""

@@ -6,6 +6,10 @@ import contextlib
 import threading
 
 
+class Relied(threading.Thread):
+    """A thread that others wait for: what runs on it must not wait for them."""
+
+
 def start(thread: threading.Thread) -> None:
     """Start a thread. Raises what kept it from starting. After `KeyboardInterrupt` it may run, or begin to later."""
     try:

@@ -335,11 +335,12 @@ def test_a_purge_leaves_the_other_channels_as_they_are(
     voided = hand is not None and hand.channel == channel
     gone = [p for p in (*driver.taken, *driver.waiting) if p.channel == channel]
     latest = {name: place for name, place in box.latest.items() if name != channel}
-    assert box.purge(channel, FAR) == (min((p.since for p in gone), default=FAR), calls)
+    assert box.loss(channel, FAR) == (min((p.since for p in gone), default=FAR), calls)
+    box.purge(channel)
     assert list(box.entries) == kept
     assert box.latest == latest
     assert (box.hand, box.sub, box.held) == ((hand, None, 0) if voided else (hand, sub, held))
-    assert box.purge(channel, FAR) == (FAR, []), "a hand that is void counts once"
+    assert box.loss(channel, FAR) == (FAR, []), "a hand that is void counts once"
     driver.waiting = [p for p in driver.waiting if p.channel != channel]
     assert box.waiting == len(driver.waiting)
 

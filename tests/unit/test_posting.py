@@ -254,7 +254,7 @@ def test_what_was_dropped_is_announced_once_a_second_and_when_all_is_handled(
     assert announced() == [(1, "c", 2)]
     house.spend()
     house.post(1)
-    box.purge("c", SINCE)
+    box.purge("c")
     box.state = State.RUNNING
     assert announced() == []
     box.state = State.IDLE

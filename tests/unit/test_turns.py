@@ -154,7 +154,7 @@ def worker_takes(house: House) -> None:
 
 def all_thrown_away_before_a_worker_comes(house: House) -> None:
     house.put()
-    house.box.purge("c", SINCE)
+    house.box.purge("c")
     assert house.next() is None
 
 
@@ -503,7 +503,7 @@ def test_a_failed_call_whose_subscription_is_muted_is_taken_back(again: bool) ->
     turn = after(turns)
     assert turn is not None
     assert turn[1] is first
-    box.purge("c", SINCE)
+    box.purge("c")
     assert cover(False) is None
     if again:
         box.tell(cover(True))

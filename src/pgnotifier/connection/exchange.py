@@ -96,7 +96,7 @@ class Exchange(ABC):
         Raises `psycopg.Error` when the connection is lost. What had arrived is in the backlog then, too.
         """
         batch: list[Any] = []
-        since = self._confirmed
+        since, before = self._confirmed, len(self.backlog)
         try:
             batch += self._conn.notifies(timeout=0)
             if self._encrypted:
@@ -106,7 +106,7 @@ class Exchange(ABC):
                 self._conn.pgconn.consume_input()
                 self._take(batch)
             if self._asked is not None:
-                self._hear(batch)
+                self._hear(batch, since)
             elif not batch and self._conn.pgconn.status == pq.ConnStatus.BAD:
                 raise psycopg.OperationalError("the connection was lost")
         except BaseException as error:
@@ -116,7 +116,7 @@ class Exchange(ABC):
             raise
         finally:
             self._keep(batch, since)
-        return bool(batch)
+        return len(self.backlog) > before
 
     def handed_over(self, count: int) -> None:
         """The first `count` notifications of the oldest batch have gone into mailboxes."""
@@ -200,13 +200,15 @@ class Exchange(ABC):
             return lost(self._conn, error, self._partial)
         return error
 
-    def _hear(self, batch: list[Any]) -> None:
+    def _hear(self, batch: list[Any], since: datetime) -> None:
         """Read as much of a check's answer as has come, and the notifications behind it."""
         pgconn = self._conn.pgconn
         while not pgconn.is_busy():
             result = pgconn.get_result()
             self._take(batch)
             if result is None:
+                self._keep(batch[:], since)  # before what proves that they have come
+                batch.clear()
                 self._judge(checked(self._conn, self._partial))
                 return
             self._partial.append(result)

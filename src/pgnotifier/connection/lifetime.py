@@ -84,9 +84,8 @@ class Lifetime:
         return self.phase is STOPPING
 
     @property
-    def is_being_started(self) -> bool:
-        """Whether a call that this one interrupts is about to start the thread: this one can't wait for it."""
-        return not self.begun and self.starter == get_ident()
+    def is_listening(self) -> bool:
+        return self.phase is LISTENING
 
     def check(self) -> None:
         """Raise `Abandoned` if the notifier is being stopped."""

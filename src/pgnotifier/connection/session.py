@@ -45,6 +45,7 @@ class Session(Exchange):
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
         super().__init__(source, heartbeat, token)
         self.active: PMap[str, bool] = pmap()
+        self._listening = 0  # how many channels the server listens to
         self._heard = monotonic()
         try:
             self.pid: int = int(self._ask(CHECK)[-1].get_value(0, 0))
@@ -75,6 +76,15 @@ class Session(Exchange):
         for name in add:
             active[name] = True
         for name in remove:
+            if name in self.active:
+                active.remove(name)
+        self.active = active.persistent()
+        self._listening = len(self.active)
+
+    def leave(self, names: Collection[str]) -> None:
+        """From now on nobody counts on these channels; `listen` is about to tell the server."""
+        active = self.active.evolver()
+        for name in names:
             active.remove(name)
         self.active = active.persistent()
 
@@ -89,8 +99,9 @@ class Session(Exchange):
             if len(names) == 1 and not remove:
                 return {names[0]: error}
             half = len(names) // 2
-            self.listen((), remove)
-            return {**self.listen_where_allowed(names[:half]), **self.listen_where_allowed(names[half:])}
+            refused = {**self.listen_where_allowed(names[:half]), **self.listen_where_allowed(names[half:])}
+            self.listen((), remove)  # last: `confirmed` is the moment before it
+            return refused
         return {}
 
     def verify(self) -> None:
@@ -137,6 +148,7 @@ class Session(Exchange):
             )
         self.listen((), [channel])
         self.backlog.clear()  # nothing else was listened to
+        self._backlog_bytes = 0
 
     def check(self, heard: bool) -> float:
         """Ask the server where that is due; `heard` says whether bytes have come since the last call.
@@ -168,9 +180,9 @@ class Session(Exchange):
         if asked is not None:
             self._confirm(asked[1])
         pid, listening = (int(results[-1].get_value(0, column)) for column in (0, 1))
-        if pid != self.pid or listening != len(self.active):
+        if pid != self.pid or listening != self._listening:
             raise CannotListen(
-                f"the session listens to {listening} of {len(self.active)} channels (server process {pid}, at first "
+                f"the session listens to {listening} of {self._listening} channels (server process {pid}, at first "
                 f"{self.pid}): a pooler in transaction mode, or an UNLISTEN; connect to PostgreSQL directly, or pool "
                 "by session"
             )

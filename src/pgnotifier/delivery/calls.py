@@ -39,11 +39,11 @@ class Calls:
     def _decoded(self, run: Run, place: int) -> Any:
         try:
             return self.decode(run.notifications[place][1])
-        except Exception as error:
+        except BaseException as error:
             self.undecodable(run, place, error)
             return FAILED
 
-    def undecodable(self, run: Run, place: int, error: Exception) -> None:
+    def undecodable(self, run: Run, place: int, error: BaseException) -> None:
         """Log, count and report a payload that can't be decoded."""
         channel, text = run.channel, run.notifications[place][1]
         log(ERROR, "cannot decode %r on channel %r", text, channel, error=error)

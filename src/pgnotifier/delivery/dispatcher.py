@@ -90,10 +90,11 @@ class Dispatcher:
 
     def _void(self, box: Mailbox, name: str, reason: Reason, confirmed: datetime) -> None:
         """Throw away what waits for a subscription that is no longer covered, and void the hand. Under the lock."""
-        del box.subs[name]
-        since, calls = box.purge(name, confirmed)
+        since, calls = box.loss(name, confirmed)
         for call in (ListenCall(name, Gap(name, reason, since, now())), *calls):
-            self.coverage.give_back(box.id, call)
+            self.coverage.give_back(box.id, call)  # first: after Ctrl-C in between it is told twice, and not never
+        del box.subs[name]
+        box.purge(name)
         if box.state is PAUSED and calls:
             self.turns.resume(box)
         self.turns.forget(box)

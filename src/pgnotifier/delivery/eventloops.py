@@ -14,7 +14,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from .calls import Calls
-from .mailbox import AWAITING, FAILED, Entry, Mailbox, Run
+from .mailbox import AWAITING, FAILED, IDLE, Entry, Mailbox, Run
 
 if TYPE_CHECKING:
     from ..registry import Subscription
@@ -134,7 +134,7 @@ def runs_here(boxes: Iterable[Mailbox]) -> bool:
     except RuntimeError:
         return False
     return any(
-        (box.entries and any(sub.loop is loop for sub in tuple(box.subs.values())))
+        (box.state is not IDLE and any(sub.loop is loop for sub in tuple(box.subs.values())))
         or (isinstance(box.owner, Batch) and box.owner.loop is loop)
         for box in boxes
     )

@@ -239,19 +239,21 @@ class Mailbox:
         self.entries.extendleft(reversed(calls.values()))
         return gone
 
-    def purge(self, channel: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
-        """Throw away all that waits on a channel, and void the hand; all before `confirmed` has been received.
+    def loss(self, channel: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
+        """What `purge` will throw away; all before `confirmed` has been received.
 
         Returns the moment before which nothing of it was committed, and the calls of `on_listen` that were to come.
         """
         gone = [entry for entry in self.entries if entry.channel == channel]
-        if gone:
-            self.entries = deque(entry for entry in self.entries if entry.channel != channel)
-            self.waiting -= sum(entry.size for entry in gone)
+        calls = [entry for entry in gone if isinstance(entry, ListenCall)]
+        if self.sub is not None and self.hand is not None and self.hand.channel == channel:
+            gone.append(self.hand)
+        return min([confirmed, *(entry.since for entry in gone if isinstance(entry, Run))]), calls
+
+    def purge(self, channel: str) -> None:
+        """Throw away all that waits on a channel, and void the hand."""
         self.latest.pop(channel, None)
-        runs = [entry for entry in gone if isinstance(entry, Run)]
         if self.sub is not None and self.hand is not None and self.hand.channel == channel:
             self.sub, self.held = None, 0
-            if isinstance(self.hand, Run):
-                runs.append(self.hand)
-        return min([confirmed, *(run.since for run in runs)]), [e for e in gone if isinstance(e, ListenCall)]
+        self.entries = deque(entry for entry in self.entries if entry.channel != channel)
+        self.waiting = sum(entry.size for entry in self.entries)

@@ -66,6 +66,7 @@ class Turns:
         self.running = True
         for box in self.boxes.values():
             box.waiting = sum(entry.size for entry in box.entries)
+            box.latest = {name: run for name, run in box.latest.items() if any(run is entry for entry in box.entries)}
             if box.state in (IDLE, READY, PAUSED):
                 box.state = IDLE  # whatever it was: this is no transition
                 if box.entries:

@@ -1,0 +1,140 @@
+"""Changes of the registry: callers begin them, and a listener thread closes the difference to the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from .registry import Registry, Touched, is_valid
+from .shared import Request, Shared, Step, nothing
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from .connection import Lifetime, Session
+
+
+def begin(
+    shared: Shared, step: Step, autorun: bool = True, everything: bool = False, ordered: bool = False
+) -> Request:
+    """Begin a change; it is made when the request is done, which may be at once. Does not wait.
+
+    With `autorun` the server has to follow first, if there is a session and what is to be listened to differs;
+    `ordered`: changes that wait for the server come first. Raises what `step` raises; nothing has changed then.
+    """
+    request = Request(step, everything)
+    with shared.lock:
+        life = shared.life
+        new, touched = request.step(shared.registry)
+        if (
+            autorun
+            and life is not None
+            and life.is_listening
+            and ((ordered and life.requests) or any(shared.difference(life, new, touched, everything)))
+        ):
+            life.requests.append(request)
+        else:
+            shared.commit(life, new, touched)
+            request.done.set()
+    shared.dispatcher.turns.wake()
+    if life is not None and not request.done.is_set():
+        life.wake()
+    return request
+
+
+def take_back(shared: Shared, request: Request, undo: Step) -> None:
+    """Undo a change that nobody waits for any more. Does not wait."""
+    with shared.lock:
+        if shared.life is not None and request in shared.life.requests:
+            request.drop()
+            return
+    begin(shared, undo)
+
+
+def serve(shared: Shared, life: Lifetime, session: Session, fresh: bool = False) -> None:
+    """Make the changes that wait, and report each; with a `fresh` session close the difference anyway.
+
+    Each change is computed anew under the lock if the registry has changed while the server followed, so that what
+    came in between is not lost. Raises `psycopg.Error` where the session is lost.
+    """
+    if fresh:
+        _Change(shared, life, session, None).make()
+    while life.requests:
+        with shared.lock:
+            life.check()
+            request = life.requests[0]
+        _Change(shared, life, session, request).make()
+
+
+class _Change:
+    """One change, while the server follows. `request` is None for a new session, whatever it listens to."""
+
+    def __init__(self, shared: Shared, life: Lifetime, session: Session, request: Request | None) -> None:
+        self._shared, self._life, self._session, self._request = shared, life, session, request
+        self._changed: set[str] = set()  # what the server was told about
+        self._refused: set[str] = set()
+        self._since: datetime | None = None  # all before has arrived, where something is listened to no longer
+
+    def make(self) -> None:
+        request, life = self._request, self._life
+        while request is None or not request.dropped:
+            with self._shared.lock:
+                life.check()
+                try:
+                    new, touched = (nothing if request is None else request.step)(self._shared.registry)
+                except Exception as error:
+                    if request is not None:
+                        request.drop(error)
+                    continue
+                everything = request is not None and request.everything
+                add, remove = self._shared.difference(life, new, touched, everything)
+                add = [name for name in add if name not in self._refused]
+                if not (add or remove or (request is not None and request.dropped)):
+                    self._commit(new, touched)
+                    break
+                self._session.leave(remove)
+            found = self._tell(add, remove)
+            own = found.keys() & (add if everything else {name for name, _ in touched})
+            if request is not None and own:
+                request.drop(found[min(own)])
+            else:
+                self._shared.refused(found)
+        else:
+            self._undo()
+        if request is not None:
+            self._shared.report([request])
+
+    def _tell(self, add: list[str], remove: list[str]) -> dict[str, psycopg.Error]:
+        """Have the server listen, or listen no longer; returns what it refuses."""
+
+        def hand_over() -> float:
+            return self._shared.hand_over(self._life, self._session)
+
+        hand_over()
+        found = self._session.listen_where_allowed(add, remove, hand_over)
+        if remove and self._since is None:
+            self._since = self._session.confirmed
+        self._changed.update(add, remove)
+        self._refused.update(found)
+        return found
+
+    def _commit(self, new: Registry, touched: Iterable[Touched]) -> None:
+        """Under the lock."""
+        self._shared.commit(self._life, new, touched, self._changed, self._refused, self._since)
+        if self._request is not None:
+            self._life.requests.remove(self._request)
+
+    def _undo(self) -> None:
+        """Have the server listen as before, but for what others want since; the registry stays as it is."""
+        life, session = self._life, self._session
+        with self._shared.lock:
+            reg, told = self._shared.registry, self._changed - self._refused
+            back = [n for n in told if n in session.active and (n in life.pending or not is_valid(reg, n))]
+            again = [n for n in told if n not in session.active and (n in life.pending or is_valid(reg, n))]
+            session.leave(back)
+        if back or again:
+            self._tell(again, back)
+        with self._shared.lock:
+            life.check()
+            self._commit(self._shared.registry, ())
