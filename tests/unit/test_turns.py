@@ -382,6 +382,49 @@ def test_any_sequence_keeps_to_the_table_and_forgets_nothing(script: list[tuple[
     player.judge()
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["put", "put", "tell", "next", "void"]), st.integers(0, 3), st.integers(1, 2)))
+)
+def test_any_sequence_of_turns_of_several_mailboxes_at_once(script: list[tuple[str, int, int]]) -> None:
+    """Guarantee 4: a worker that takes several makes each call once, in order, and none that became void."""
+    house, worker = House(), Worker(3)
+    boxes = [house.mailbox(str(number)) for number in range(4)]
+    due: dict[Any, list[int]] = {box.id: [] for box in boxes}
+
+    def handle() -> None:
+        for box in worker.boxes:
+            if isinstance(box.hand, Run) and box.sub is not None:
+                numbers = [int(n.payload) for n in box.hand.notifications[box.hand.start : box.hand.stop]]
+                assert numbers == due[box.id][: len(numbers)]
+                del due[box.id][: len(numbers)]
+        house.turns.exchange(worker)
+        house.turns.idle.clear()
+
+    for op, which, count in script:
+        box = boxes[which]
+        if op == "put":
+            house.put(count, box)
+            due[box.id] += range(house.number - count, house.number)
+        elif op == "tell":
+            box.tell(ListenCall("c", None))
+            house.turns.add(box)
+        elif op == "next":
+            handle()
+        else:
+            sub, due[box.id] = box.subs["c"], []
+            house.dispatcher._void(box, "c", "muted", SINCE)
+            box.subs["c"] = sub
+            house.dispatcher.boxes[box.id] = box
+        assert {box.id for box in boxes if box.state is RUNNING} == {box.id for box in worker.boxes}
+        assert all(house.turns._queue.count(box) == (box.state is READY) for box in boxes)
+        assert all(box.waiting == sum(entry.size for entry in box.entries) for box in boxes)
+    while worker.boxes or house.turns._queue:
+        handle()
+    assert not any(due.values()), "forgotten"
+    assert all(box.state is IDLE and not box.held for box in boxes)
+
+
 # -- the rest ----------------------------------------------------------------------------------------------------
 
 

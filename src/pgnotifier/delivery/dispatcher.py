@@ -118,28 +118,28 @@ class Dispatcher:
 
     def next(self, worker: Worker) -> bool:
         """End the worker's turns, and wait for the next ones; False if it has to end. A worker, without the lock."""
+        turns, posting = self.turns, self.posting
         while True:
             ended = worker.boxes
             with self.lock:
-                seconds = self.turns.exchange(worker)
-            self.follow_up(ended)
+                seconds = turns.exchange(worker)
+            if turns.idle or posting.blocking or posting.late or turns.bell.is_watched:
+                self.follow_up(ended)
             if seconds is None:
                 return bool(worker.boxes)
             del ended  # while it waits, a worker keeps nothing alive
             worker.waiter.acquire(timeout=seconds)
             with self.lock:
-                self.turns.idle.remove(worker.waiter)
+                turns.idle.remove(worker.waiter)
 
     def follow_up(self, boxes: list[Mailbox]) -> None:
         """After turns: wake other workers and the listener, announce losses, ring the bell. Without the lock."""
-        if self.turns.idle:
-            self.turns.wake()
+        self.turns.wake()
         if self.posting.blocking and any(box.blocking and box.has_room for box in boxes):
             self._on_room()
         if self.posting.late and any(box.unannounced for box in boxes):
             self.posting.announce(boxes)
-        if self.turns.bell.is_watched:
-            self.turns.bell.ring()
+        self.turns.bell.ring()
 
     # -- life ------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,6 @@ class Batch:
             elif self.items:
                 box.rest = hand.part(self.items[0][0], hand.stop)
             self._dispatcher.turns.end(box)
-        self._dispatcher.turns.wake()
         self._dispatcher.follow_up([box])
 
 

@@ -176,23 +176,25 @@ class Mailbox:
                 break
         self.entries.appendleft(call)
 
-    def _pop(self, most: int) -> Entry:
-        """Remove the oldest entry, or the first `most` notifications of a longer run."""
+    def _pop(self, most: int) -> tuple[Entry, int]:
+        """Remove the oldest entry, or the first `most` notifications of a longer run; returns it with its size."""
         entry = self.entries.popleft()
-        if isinstance(entry, Run):
-            if self.latest and self.latest.get(entry.channel) is entry:
-                del self.latest[entry.channel]
-            if entry.stop - entry.start > most:
-                self.entries.appendleft(entry.part(entry.start + most, entry.stop))
-                entry = entry.part(entry.start, entry.start + most)
-            self.waiting -= entry.stop - entry.start
-        return entry
+        if not isinstance(entry, Run):
+            return entry, 0
+        if self.latest and self.latest.get(entry.channel) is entry:
+            del self.latest[entry.channel]
+        size = entry.stop - entry.start
+        if size > most:
+            self.entries.appendleft(entry.part(entry.start + most, entry.stop))
+            entry, size = entry.part(entry.start, entry.start + most), most
+        self.waiting -= size
+        return entry, size
 
     def take(self) -> bool:
         """Take the oldest entry, or the first part of a long run, into the hand; False if there is none."""
         while self.entries:
-            entry = self._pop(min(self.turn, self.limit // 8 or 1))
-            sub, size = self.subs.get(entry.channel), entry.size
+            entry, size = self._pop(min(self.turn, self.limit // 8 or 1))
+            sub = self.subs.get(entry.channel)
             self.taken += size
             if sub is not None and (size or sub.on_listen is not None):  # else it was replaced by one without
                 self.hand, self.sub, self.held = entry, sub, size and size - 1
@@ -225,15 +227,15 @@ class Mailbox:
         gone: dict[str, int] = {}
         calls: dict[tuple[str, bool], ListenCall] = {}  # of each channel a first one, and one with a gap
         while self.entries and (count > 0 or isinstance(self.entries[0], ListenCall)):
-            call = self._pop(count)
+            call, size = self._pop(count)
             channel = call.channel
             if isinstance(call, Run):
-                count -= call.size
-                gone[channel] = gone.get(channel, 0) + call.size
+                count -= size
+                gone[channel] = gone.get(channel, 0) + size
                 sub = self.subs.get(channel)
                 if sub is None or sub.on_listen is None:
                     continue
-                call = ListenCall(channel, Gap(channel, "overflow", earliest(call.since), until, call.size))
+                call = ListenCall(channel, Gap(channel, "overflow", earliest(call.since), until, size))
             key = channel, call.gap is not None
             calls[key] = (calls[key].merged(call) if key in calls else None) or call
         self.entries.extendleft(reversed(calls.values()))

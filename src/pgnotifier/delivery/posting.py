@@ -18,7 +18,7 @@ from psycopg import Notify
 from ..clock import now
 from ..log import WARNING, log
 from ..registry import EMPTY, SYSCHAN, Registry
-from .mailbox import PAUSED, RUNNING, UNKNOWN, Mailbox, Run
+from .mailbox import IDLE, PAUSED, RUNNING, UNKNOWN, Mailbox, Run
 from .patience import Patience
 from .turns import Turns
 
@@ -143,11 +143,12 @@ class Posting:
 
     def put(self, boxes: Iterable[Mailbox], latest: Iterable[Mailbox], run: Run) -> None:
         """Put the run into `boxes`, and its last notification into `latest`."""
-        size, add = run.size, self._turns.add
+        size, add = run.stop - run.start, self._turns.add
         for box in boxes:
             box.entries.append(run)
             box.waiting += size
-            add(box)
+            if box.state is IDLE or box.owner is not None:  # otherwise a worker will come to it
+                add(box)
         for box in latest:
             box.put_latest(run)
             add(box)

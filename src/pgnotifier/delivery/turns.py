@@ -121,7 +121,7 @@ class Turns:
             box = self._queue.popleft()
             if box.state is not READY:
                 continue
-            if most > 1 and box.take_one():
+            if box.take_one():
                 if boxes:
                     box.held = 1  # its call does not begin before the others have returned
             elif boxes:
@@ -159,8 +159,8 @@ class Turns:
         if box.rate.since is not None and box.has_room:
             box.rate.end(monotonic(), box.taken)
         if box.entries:
-            box.to(READY)
             self._queue.append(box)
+            box.state = READY
         else:
             box.state = IDLE
             if not box.subs:

@@ -104,7 +104,8 @@ class Workers:
     def _call(self, box: Mailbox, run: Run, subscription: Subscription) -> int:
         """Call the subscriber for each notification in hand; returns how many calls ended well."""
         sub: Subscription | None = subscription
-        calls, id, channel, payloads = self._calls, box.id, run.channel, run.payloads
+        calls, id, channel = self._calls, box.id, run.channel
+        notifications, payloads = run.notifications, run.payloads
         decode, fn, delivered = calls.decode, subscription.fn, 0
         for place in range(run.start, run.stop):
             if box.sub is not sub:
@@ -115,7 +116,8 @@ class Workers:
                     box.rest = run.part(place, run.stop)
                     break
                 fn = sub.fn
-            notification, payload = run.notifications[place], UNKNOWN
+            notification = notifications[place]
+            payload = UNKNOWN
             try:
                 if payloads is None:
                     payload = decode(notification[1])
