@@ -182,7 +182,8 @@ class Server:
                     return
                 self.thaw(pid)
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"backend {pid} is never idle")
+                    row = conn.execute("select * from pg_stat_activity where pid = %s", [pid]).fetchall()
+                    raise RuntimeError(f"backend {pid} is never idle: {row}")
                 time.sleep(0.001)
 
     def thaw(self, *pids: int) -> None:

@@ -242,9 +242,9 @@ class Mailbox:
         return gone
 
     def loss(self, channel: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
-        """What `purge` will throw away; all before `confirmed` has been received.
+        """Of what `purge` will throw away: the moment before which nothing was committed, and the calls of `on_listen`.
 
-        Returns the moment before which nothing of it was committed, and the calls of `on_listen` that were to come.
+        Everything committed before `confirmed` has been received.
         """
         gone = [entry for entry in self.entries if entry.channel == channel]
         calls = [entry for entry in gone if isinstance(entry, ListenCall)]
