@@ -5,6 +5,7 @@ from .errors import (
     InvalidChannel,
     NotifierError,
     PayloadTooLong,
+    StreamClosed,
     UnknownChannel,
     UnknownSubscriber,
 )
@@ -12,6 +13,8 @@ from .errors import (
 # The errors come first, because they say what to install where psycopg finds no libpq.
 # isort: split
 from .connection import as_async
+from .delivery import Stream
+from .events import Listening, Notification
 from .gap import Gap
 from .maps import assoc_in, dissoc_in, filterkv
 from .notifier import Notifier
@@ -21,9 +24,13 @@ __all__ = [
     "CannotListen",
     "Gap",
     "InvalidChannel",
+    "Listening",
+    "Notification",
     "Notifier",
     "NotifierError",
     "PayloadTooLong",
+    "Stream",
+    "StreamClosed",
     "UnknownChannel",
     "UnknownSubscriber",
     "as_async",

@@ -26,6 +26,8 @@ def begin(
     request = Request(step, everything)
     with shared.lock:
         life = shared.life
+        while shared.forgotten:
+            shared.commit(life, *shared.forgotten.popleft()(shared.registry))
         new, touched = request.step(shared.registry)
         if (
             autorun

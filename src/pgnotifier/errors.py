@@ -36,6 +36,10 @@ class PayloadTooLong(NotifierError, ValueError):
     """A payload of 8,000 bytes or more, which PostgreSQL refuses; nothing was sent."""
 
 
+class StreamClosed(NotifierError):
+    """Reading from a stream that is closed, or whose notifier is stopped; nothing more comes."""
+
+
 class CannotListen(NotifierError, psycopg.OperationalError):
     """The session cannot hold a LISTEN: a standby, or a pooler in transaction mode. The text says what to do.
 

@@ -18,7 +18,7 @@ import psycopg
 from . import changes, threads
 from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, new_loop, next_attempt
 from .log import CRITICAL, INFO, WARNING, describe, log
-from .shared import Shared
+from .shared import Shared, nothing
 
 NAME = "pgnotifier-listener"
 END_SECONDS = 0.5  # that the next thread waits for the end of the one before it
@@ -165,6 +165,9 @@ class Listener(threads.Relied):
         try:
             while not (life.stopping or life.requests):
                 readable.clear()
+                if shared.forgotten:
+                    changes.begin(shared, nothing)
+                    continue
                 if reading is not session.has_room:  # else the socket would be reported readable again and again
                     reading = session.has_room
                     loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)

@@ -19,7 +19,7 @@ from pyrsistent import PVector
 from . import lifecycle, registry
 from .clock import now
 from .connection import Sender, delay
-from .delivery import Dispatcher, Workers
+from .delivery import Calls, Dispatcher, Puller, Stream, Workers
 from .payload import decode as default_decode
 from .registry import Registry
 from .shared import Step, nothing
@@ -29,6 +29,7 @@ from .validation import (
     check_channel,
     check_channels,
     check_dbconf,
+    check_deliver,
     check_id,
     check_options,
     check_timeout,
@@ -133,11 +134,23 @@ class Notifier:
         name = check_channel(channel)
         sub = make_subscription(fn, on_listen, deliver, loop)
 
-        def step(reg: Registry) -> registry.Step:
-            self._serial += 1
-            return registry.subscribe(reg, id, name, sub, self._serial)
+        self.__change(lambda reg: registry.subscribe(reg, id, name, sub, self._next_serial()), autorun)
 
-        self.__change(step, autorun)
+    def listen(self, *channels: str, id: Hashable = None, deliver: Deliver = "all") -> Stream:
+        """A stream of what comes on `channels`, to be read where and when you like: `for event in stream`.
+
+        When this returns, a NOTIFY that commits later comes, as with `subscribe`. The stream is a subscriber under
+        `id`, or under itself where none is given. `deliver` as in `subscribe`. A channel that nobody had registered
+        goes with the stream. Raises `ValueError` without a channel and for an id that is registered already, and
+        `psycopg.Error` where the server refuses a name; nothing has changed then.
+        """
+        check_deliver(deliver)
+        names = check_channels(channels)
+        if not names:
+            raise ValueError("listen needs at least one channel")
+        stream = Stream(self, names, check_id(id))
+        self.__maybe_restart(self._listening(stream, deliver))
+        return stream
 
     def unsubscribe(self, id: Hashable, channel: str, autorun: bool = True) -> None:
         """Remove that pair and no other; a no-op where it does not exist."""
@@ -296,6 +309,26 @@ class Notifier:
     def __by_mute(self, channels: Channels, b: bool) -> list[str]:
         names, reg = check_channels(channels), self._supervisor.shared.registry
         return sorted(c for c, entry in reg.channels.items() if entry.mute == b and (not names or c in names))
+
+    def _next_serial(self) -> int:
+        """By which callbacks of an id are told apart: the latest has the highest. Under the state lock."""
+        self._serial += 1
+        return self._serial
+
+    def _listening(self, stream: Stream, deliver: Deliver) -> Step:
+        sub = stream.subscription(deliver == "latest")
+        return lambda reg: registry.listen(reg, stream.key, stream.channels, sub, self._next_serial())
+
+    def _delivery(self) -> tuple[Dispatcher, Calls]:
+        return self._dispatcher, self._supervisor.calls
+
+    def _release(self, id: Hashable, puller: Puller) -> None:
+        self._supervisor.release(lambda reg: registry.close_stream(reg, id, puller))
+
+    def _forget(self, id: Hashable, puller: Puller) -> None:
+        """In a finalizer: takes no lock."""
+        self._supervisor.shared.forgotten.append(lambda reg: registry.close_stream(reg, id, puller))
+        self._supervisor.wake()
 
     def _listened(self) -> Iterable[str]:
         session = self._supervisor.session

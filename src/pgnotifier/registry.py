@@ -29,7 +29,7 @@ Touched = tuple[str, tuple[Hashable, ...] | None]  # a channel, and ids on it; N
 class Subscription:
     """One id on one channel; `loop` runs `fn` where it `awaits`, and `on_listen` where it `tells_by_awaiting`.
 
-    Where it is `pulled`, neither is called: a stream's readers take what they would get.
+    `pulled` is a stream's side of the mailbox; neither is called then, because readers take what they would get.
     """
 
     fn: Callback
@@ -39,7 +39,7 @@ class Subscription:
     loop: Any = None
     awaits: bool = False
     tells_by_awaiting: bool = False
-    pulled: bool = False
+    pulled: Any = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +119,7 @@ def subscribe(reg: Registry, id: Hashable, name: str, sub: Subscription, serial:
     old = entry.subscribers.get(id)
     if old is not None and old.mute:
         sub = replace(sub, mute=True)
-    if not sub.pulled:
+    if sub.pulled is None:
         entry = replace(entry, temporary=False)
         if is_stream(reg, id):
             raise ValueError(f"subscriber {shown(id)} is a stream's: close that, or take another id")
@@ -144,7 +144,7 @@ def listen(reg: Registry, id: Hashable, names: Iterable[str], sub: Subscription,
 def is_stream(reg: Registry, id: Hashable) -> bool:
     """Whether that id is a stream's."""
     names = reg.ids.get(id)
-    return names is not None and reg.channels[next(iter(names))].subscribers[id].pulled
+    return names is not None and reg.channels[next(iter(names))].subscribers[id].pulled is not None
 
 
 def unsubscribe(reg: Registry, id: Hashable, name: str) -> Step:
@@ -157,11 +157,13 @@ def unsubscribe(reg: Registry, id: Hashable, name: str) -> Step:
     return _forget(_put(reg, name, kept), id, name), ((name, (id,)),)
 
 
-def unsubscribe_all(reg: Registry, id: Hashable) -> Step:
+def close_stream(reg: Registry, id: Hashable, pulled: object) -> Step:
+    """Remove that stream from all channels; a no-op for another one of the same id."""
     touched: list[Touched] = []
     for name in reg.ids.get(id, ()):
-        reg, more = unsubscribe(reg, id, name)
-        touched += more
+        if reg.channels[name].subscribers[id].pulled is pulled:
+            reg, more = unsubscribe(reg, id, name)
+            touched += more
     return reg, tuple(touched)
 
 

@@ -5,6 +5,7 @@ Everything is changed under the state lock, the dispatcher's; readers take none.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ class Shared:
         self.dispatcher, self.lock = dispatcher, dispatcher.lock
         self.notify, self.start_workers = notify, start_workers
         self.registry: Registry = reg
+        self.forgotten: deque[Step] = deque()  # that end streams which Python has collected
         self.life: Lifetime | None = None
         self.stopped: Flag = Flag(True)
         self.stopped_since: datetime = now()

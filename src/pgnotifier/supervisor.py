@@ -23,7 +23,7 @@ from .shared import Notify, Shared, Step, nothing
 from .types import DbConf
 
 if TYPE_CHECKING:
-    from .delivery import Dispatcher, Workers
+    from .delivery import Calls, Dispatcher, Workers
 
 STOP_SECONDS = 0.5  # that `stop` waits for a thread that is asking for a name or a dbconf
 
@@ -45,6 +45,11 @@ class Supervisor:
         self._workers = workers
         self.shared: Shared = Shared(dispatcher, notify, workers.start, reg)
         self._deferred = Deferred(self.shared)
+
+    @property
+    def calls(self) -> Calls:
+        """What decodes payloads, and reports those that it can't."""
+        return self._workers.calls
 
     @property
     def phase(self) -> Phase:
@@ -81,6 +86,12 @@ class Supervisor:
             request.done.wait()
             if request.error is not None:
                 raise request.error
+
+    def release(self, step: Step) -> None:
+        """Make a step that takes something away at once, and have the server follow. Does not wait."""
+        if not self._deferred.take(lambda: self.release(step)):
+            changes.begin(self.shared, step, autorun=False)
+            changes.begin(self.shared, nothing)
 
     # -- start and stop ----------------------------------------------------------------------------------------
 

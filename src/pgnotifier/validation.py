@@ -116,6 +116,11 @@ def check_options(
     return seconds, (least, most)
 
 
+def check_deliver(deliver: object) -> None:
+    if deliver not in ("all", "latest"):
+        raise ValueError(f"deliver must be 'all' or 'latest', not {shown(deliver)}")
+
+
 def make_subscription(
     fn: Callback, on_listen: OnListen | None, deliver: str, loop: asyncio.AbstractEventLoop | None
 ) -> Subscription:
@@ -123,8 +128,7 @@ def make_subscription(
     _check_callback("a callback", fn, ("id", "channel", "payload", "pid"))
     if on_listen is not None:
         _check_callback("on_listen", on_listen, ("id", "channel", "gap"))
-    if deliver not in ("all", "latest"):
-        raise ValueError(f"deliver must be 'all' or 'latest', not {shown(deliver)}")
+    check_deliver(deliver)
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise TypeError(f"loop must be an event loop, not {shown(loop)}")
     awaits, tells_by_awaiting = _is_coroutine_function(fn), _is_coroutine_function(on_listen)

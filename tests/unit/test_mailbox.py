@@ -15,8 +15,9 @@ from psycopg import Notify
 
 from pgnotifier import clock
 from pgnotifier.delivery.coverage import ListenCall
-from pgnotifier.delivery.mailbox import MAX_TURN, NEXT, Mailbox, Run, State
+from pgnotifier.delivery.mailbox import MAX_TURN, Mailbox, Run
 from pgnotifier.delivery.patience import FAST, GRACE_SECONDS, RATE_SECONDS
+from pgnotifier.delivery.states import NEXT, State
 from pgnotifier.gap import GRAVEST_FIRST, Gap, Reason
 from pgnotifier.registry import Subscription
 

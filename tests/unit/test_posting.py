@@ -15,9 +15,10 @@ from psycopg import Notify
 from pgnotifier import registry
 from pgnotifier.delivery import posting as module
 from pgnotifier.delivery.coverage import Coverage
-from pgnotifier.delivery.mailbox import MAX_TURN, Mailbox, Owner, Run, State
+from pgnotifier.delivery.mailbox import MAX_TURN, Mailbox, Owner, Run
 from pgnotifier.delivery.patience import PATIENCE_SECONDS, RATE_SECONDS
 from pgnotifier.delivery.posting import LOOK_AGAIN, Posting
+from pgnotifier.delivery.states import State
 from pgnotifier.delivery.turns import Turns
 from pgnotifier.registry import EMPTY, SYSCHAN, Subscription
 

@@ -18,7 +18,8 @@ from pgnotifier.delivery.calls import Calls
 from pgnotifier.delivery.coverage import Coverage, ListenCall
 from pgnotifier.delivery.dispatcher import Dispatcher
 from pgnotifier.delivery.eventloops import Batch
-from pgnotifier.delivery.mailbox import AWAITING, IDLE, NEXT, PAUSED, READY, RUNNING, Entry, Mailbox, Run, State
+from pgnotifier.delivery.mailbox import Entry, Mailbox, Run
+from pgnotifier.delivery.states import AWAITING, IDLE, NEXT, PAUSED, PULLED, READY, RUNNING, State
 from pgnotifier.delivery.turns import Turns, Worker
 from pgnotifier.registry import Subscription
 
@@ -224,6 +225,18 @@ def on_listen_is_due_again(house: House) -> None:
     assert isinstance(house.turn[1], ListenCall)
 
 
+class Readers:
+    def notice(self) -> None:
+        """Nobody reads."""
+
+
+def stream_has_it(house: House) -> None:
+    house.box.pulled_by(Readers())
+    house.put()
+    assert house.turns.boxes == {"id": house.box}
+    assert not house.turns._queue
+
+
 SCENARIOS: dict[Edge, Callable[[House], object]] = {
     (IDLE, READY): put,
     (READY, RUNNING): worker_takes,
@@ -236,6 +249,7 @@ SCENARIOS: dict[Edge, Callable[[House], object]] = {
     (AWAITING, READY): event_loop_leaves_the_rest,
     (AWAITING, PAUSED): event_loop_fails_on_listen,
     (PAUSED, READY): on_listen_is_due_again,
+    (IDLE, PULLED): stream_has_it,
 }
 
 
@@ -637,7 +651,7 @@ def test_many_mailboxes_of_an_event_loop_that_was_closed_are_taken_back(house: H
 
 def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:
     turns = bare()
-    boxes = [mailbox(str(i), 2) for i in range(5)]
+    boxes = [mailbox(str(i), 2) for i in range(6)]
     for box, state in zip(boxes, State, strict=True):
         box.state = state
         box.waiting = 77
@@ -648,7 +662,7 @@ def test_beginning_again_makes_good_what_an_interrupted_stop_left() -> None:
     turns.boxes.update((box.id, box) for box in boxes)
     turns.begin()
     assert turns.running
-    assert [box.state for box in boxes] == [READY, READY, RUNNING, AWAITING, READY, IDLE]
+    assert [box.state for box in boxes] == [READY, READY, RUNNING, AWAITING, READY, PULLED, IDLE]
     assert all(box.waiting == 2 for box in boxes[:-1])
     assert list(turns._queue) == [boxes[0], boxes[1], boxes[4]]
     assert not turns._paused

@@ -1,7 +1,9 @@
 """Who is called: mailboxes, what each subscription has heard, and the threads and event loops that make calls."""
 
+from .calls import Calls
 from .coverage import ListenCall
 from .dispatcher import Dispatcher
+from .streams import Puller, Stream
 from .workers import Workers
 
-__all__ = ["Dispatcher", "ListenCall", "Workers"]
+__all__ = ["Calls", "Dispatcher", "ListenCall", "Puller", "Stream", "Workers"]

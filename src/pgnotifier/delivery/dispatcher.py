@@ -17,8 +17,9 @@ from ..clock import now
 from ..gap import Gap, Reason
 from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Touched
 from .coverage import Coverage, ListenCall
-from .mailbox import IDLE, PAUSED, Mailbox
+from .mailbox import Mailbox
 from .posting import Posting
+from .states import IDLE, PAUSED, PULLED
 from .turns import Turns, Worker
 
 
@@ -79,7 +80,9 @@ class Dispatcher:
             sub = None  # no call comes before the first on_listen
         due = self.coverage.update(name, id, wanted, covered, confirmed, now())
         if sub is not None:
-            if box is None:
+            if sub.pulled is not None and (box is None or box.owner is not sub.pulled):
+                box = self.boxes[id] = Mailbox(id, self.limit).pulled_by(sub.pulled)
+            elif box is None:
                 box = self.boxes[id] = Mailbox(id, self.limit)
             box.follow(name, sub)
             if due is not None:
@@ -97,6 +100,8 @@ class Dispatcher:
         box.purge(name)
         if box.state is PAUSED and calls:
             self.turns.resume(box)
+        if box.state is PULLED:
+            self.turns.add(box)  # readers may have nothing to wait for any more
         self.turns.forget(box)
 
     def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
@@ -173,9 +178,12 @@ class Dispatcher:
             box.sub = None  # a worker that has forked makes no more calls
         return Dispatcher(self.limit, self._delay, self._on_room, self.coverage)
 
-    def is_idle(self) -> bool:
-        """Whether nothing waits and no call is under way."""
-        return all(box.state is IDLE for box in tuple(self.boxes.values()))
+    def is_idle(self, streams: bool = True) -> bool:
+        """Whether nothing waits and no call is under way; `streams`: nor is anything left in a stream."""
+        return all(
+            box.state is IDLE or (box.state is PULLED and not (streams and (box.entries or box.hand)))
+            for box in tuple(self.boxes.values())
+        )
 
     def counts(self) -> dict[str, int]:
         """`delivered`, `failed`, `dropped`, `pending`. Takes no lock."""

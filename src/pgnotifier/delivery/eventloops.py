@@ -14,7 +14,8 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from .calls import Calls
-from .mailbox import AWAITING, FAILED, IDLE, Entry, Mailbox, Run
+from .mailbox import FAILED, Entry, Mailbox, Run
+from .states import AWAITING, IDLE
 
 if TYPE_CHECKING:
     from ..registry import Subscription

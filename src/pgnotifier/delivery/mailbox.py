@@ -1,6 +1,6 @@
 """What waits for one subscriber id, and the runs that stand there: plain data, under the dispatcher's lock.
 
-No threads, no clock and no user code here. `NEXT` is the table of a mailbox's states; `docs/internals.md` shows it.
+No threads, no clock and no user code here. `states.NEXT` is the table of a mailbox's states.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..clock import earliest
 from ..gap import Gap
 from .coverage import ListenCall
 from .patience import Rate
+from .states import IDLE, NEXT, PULLED, State
 
 if TYPE_CHECKING:
     from ..registry import Subscription
@@ -54,27 +54,6 @@ class Run:
 
 
 Entry = Run | ListenCall
-
-
-class State(Enum):
-    """Who acts next on a mailbox."""
-
-    IDLE = "nothing waits"
-    READY = "it stands in the queue for workers"
-    RUNNING = "a worker makes its calls"
-    AWAITING = "an event loop makes its calls"
-    PAUSED = "its on_listen failed, and is called again later"
-
-
-IDLE, READY, RUNNING, AWAITING, PAUSED = State
-
-NEXT: dict[State, frozenset[State]] = {
-    IDLE: frozenset({READY}),
-    READY: frozenset({RUNNING, IDLE}),  # IDLE: what waited has been thrown away
-    RUNNING: frozenset({IDLE, READY, AWAITING, PAUSED}),
-    AWAITING: frozenset({IDLE, READY, PAUSED}),
-    PAUSED: frozenset({READY}),
-}
 
 
 class Owner(Protocol):
@@ -130,6 +109,12 @@ class Mailbox:
     def has_room(self) -> bool:
         """Whether a full mailbox has room that is worth posting for."""
         return not self.entries or self.room * ROOM_SHARE >= self.limit
+
+    def pulled_by(self, owner: Owner) -> Mailbox:
+        """Leave it to a stream's readers, who hear of what comes by `owner`."""
+        self.owner, self.turn = owner, MAX_TURN
+        self.to(PULLED)
+        return self
 
     def follow(self, channel: str, sub: Subscription) -> None:
         """From now on `sub` is called on the channel, also for the rest of the hand if that is not void."""
@@ -242,7 +227,7 @@ class Mailbox:
         return gone
 
     def loss(self, channel: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
-        """Of what `purge` will throw away: the moment before which nothing was committed, and the calls of `on_listen`.
+        """Of what `purge` will throw away: the moment before which nothing was committed, and calls of `on_listen`.
 
         Everything committed before `confirmed` has been received.
         """

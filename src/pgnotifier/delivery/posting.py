@@ -18,8 +18,9 @@ from psycopg import Notify
 from ..clock import now
 from ..log import WARNING, log
 from ..registry import EMPTY, SYSCHAN, Registry
-from .mailbox import IDLE, PAUSED, RUNNING, UNKNOWN, Mailbox, Run
+from .mailbox import UNKNOWN, Mailbox, Run
 from .patience import Patience
+from .states import IDLE, PAUSED, RUNNING
 from .turns import Turns
 
 ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..flag import Bell
 from .coverage import Coverage, ListenCall
-from .mailbox import IDLE, PAUSED, READY, RUNNING, Mailbox, Owner
+from .mailbox import Mailbox, Owner
+from .states import IDLE, PAUSED, PULLED, READY, RUNNING
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +159,9 @@ class Turns:
             box.attempt = 0
         if box.rate.since is not None and box.has_room:
             box.rate.end(monotonic(), box.taken)
-        if box.entries:
+        if box.state is PULLED:
+            self.forget(box)
+        elif box.entries:
             self._queue.append(box)
             box.state = READY
         else:
@@ -176,8 +179,8 @@ class Turns:
 
     def forget(self, box: Mailbox) -> None:
         """Delete the mailbox of an id that is not subscribed to anything."""
-        if not box.subs and not box.entries and box.state is IDLE:
-            self.boxes.pop(box.id, None)
+        if not box.subs and not box.entries and box.state in (IDLE, PULLED) and self.boxes.get(box.id) is box:
+            del self.boxes[box.id]
 
 
 def _release(waiter: Any) -> bool:

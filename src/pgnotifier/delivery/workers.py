@@ -34,7 +34,7 @@ class Workers:
         self, count: int, dispatcher: Dispatcher, decode: Callable[[str], Any], fatal: Callable[[], None]
     ) -> None:
         self._count, self._dispatcher = count, dispatcher
-        self._calls = Calls(dispatcher, decode, fatal)
+        self.calls: Calls = Calls(dispatcher, decode, fatal)
         self._alive: dict[int, threading.Thread] = {}  # by number
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class Workers:
         if hand is None or sub is None:
             box.rest = hand  # void
         elif awaits(sub, hand):
-            Batch(self._dispatcher, self._calls, box, hand, sub).ship()
+            Batch(self._dispatcher, self.calls, box, hand, sub).ship()
             worker.boxes.remove(box)
         elif isinstance(hand, ListenCall):
             self._listen(box, hand, sub)
@@ -104,7 +104,7 @@ class Workers:
     def _call(self, box: Mailbox, run: Run, subscription: Subscription) -> int:
         """Call the subscriber for each notification in hand; returns how many calls ended well."""
         sub: Subscription | None = subscription
-        calls, id, channel = self._calls, box.id, run.channel
+        calls, id, channel = self.calls, box.id, run.channel
         notifications, payloads = run.notifications, run.payloads
         decode, fn, delivered = calls.decode, subscription.fn, 0
         for place in range(run.start, run.stop):
@@ -144,7 +144,7 @@ class Workers:
             if sub.on_listen is not None:
                 refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
         except BaseException as error:
-            self._calls.failed(box, call.channel, error)
+            self.calls.failed(box, call.channel, error)
             box.rest = call
 
 
