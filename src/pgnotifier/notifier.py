@@ -20,9 +20,10 @@ from . import lifecycle, registry
 from .clock import now
 from .connection import Sender, delay
 from .delivery import Dispatcher, Workers
+from .listening import Listening
 from .payload import decode as default_decode
 from .registry import Registry
-from .shared import Step, nothing
+from .shared import Shared, Step, nothing
 from .supervisor import Supervisor
 from .types import Callback, Channels, ChannelState, DbConf, Decoder, Deliver, OnListen, Status, SubscriberState
 from .validation import (
@@ -46,9 +47,11 @@ class Notifier:
     - `heartbeat`: seconds after which a session is asked whether it still listens, and has to answer; None: never.
     - `retry_delay`: the least and the most seconds between two attempts to reconnect.
     - `daemon=False`: the interpreter waits at its end until `stop()` or Ctrl-C.
+    - `autostart=False`: construction connects nothing and starts no thread; `start()` does, or `with`.
 
     Construction connects and listens; it raises `psycopg.OperationalError` when it can't (`CannotListen` on a standby
-    or behind a pooler in transaction mode), and leaves nothing behind. `with Notifier(...) as n:` ends it.
+    or behind a pooler in transaction mode), and leaves nothing behind. `with Notifier(...) as n:` starts it if it is
+    stopped, and stops it at the end of the block.
 
     Every method may be called from any thread, and from inside a callback. `channels` is one name or an iterable of
     names. Each checks its arguments before anything is touched: `TypeError`, and `InvalidChannel` for a name that
@@ -68,6 +71,7 @@ class Notifier:
         heartbeat: float | None = 10.0,
         retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
+        autostart: bool = True,
     ) -> None:
         dbconf = check_dbconf(dbconf)
         seconds, delays = check_options(decode, workers, max_pending, heartbeat, retry_delay)
@@ -80,14 +84,18 @@ class Notifier:
         least, most = delays
         self._dispatcher = Dispatcher(max_pending, lambda n: delay(n, least, most, random()), self._wake)
         self._supervisor = self.__supervisor(registry.EMPTY)
-        self._supervisor.start()
+        if autostart:
+            self._supervisor.start()
         lifecycle.watch(self)
 
     def __supervisor(self, reg: Registry) -> Supervisor:
         workers = Workers(self._workers, self._dispatcher, self._decode, self._fatal)
-        return Supervisor(*self._options, self._dispatcher, workers, self.__notify, reg)
+        listening = Listening(Shared(self._dispatcher, reg), self.__notify, workers.start)
+        return Supervisor(*self._options, workers, listening)
 
     def __enter__(self) -> Notifier:
+        if not self.is_running():
+            self.start()
         return self
 
     def __exit__(self, *exc: object) -> None:

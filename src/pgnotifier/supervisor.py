@@ -16,35 +16,32 @@ from typing import TYPE_CHECKING, Any
 
 from . import threads
 from .connection import LISTENING, STOPPED, STOPPING, Abandoned, Lifetime, Listener, Phase, Session
-from .listening import Listening
 from .log import ERROR, log
-from .registry import EMPTY, Registry
 from .shared import Request, Shared, Step, nothing
 from .types import DbConf
 
 if TYPE_CHECKING:
-    from .delivery import Dispatcher, Workers
+    from .delivery import Workers
+    from .listening import Listening
 
 STOP_SECONDS = 0.5  # that `stop` waits for a thread that is asking for a name or a dbconf
 
 
 class Supervisor:
-    """`notify(batch, since)` puts notifications into mailboxes, as `Dispatcher.post`."""
+    """`listening` is what its listener threads do, and what they share with callers."""
 
     def __init__(
         self,
         source: DbConf,
         heartbeat: float | None,
         retry_delay: tuple[float, float],
-        dispatcher: Dispatcher,
         workers: Workers,
-        notify: Callable[[list[Any], datetime], tuple[int, float]],
-        reg: Registry = EMPTY,
+        listening: Listening,
     ) -> None:
         self._options = (source, heartbeat, retry_delay)
         self._workers = workers
-        self.shared: Shared = Shared(dispatcher, reg)
-        self.listening: Listening = Listening(self.shared, notify, workers.start)
+        self.shared: Shared = listening.shared
+        self.listening: Listening = listening
         self._deferred: deque[Callable[[], object]] = deque()
         self._deferring = allocate_lock()
 

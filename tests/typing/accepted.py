@@ -55,7 +55,7 @@ Notifier(decode=str)
 Notifier(decode=json.loads)
 Notifier(decode=decode)
 Notifier(decode=lambda text: text.upper())
-Notifier("", workers=4, max_pending=10, heartbeat=None, retry_delay=(1, 60), daemon=False)
+Notifier("", workers=4, max_pending=10, heartbeat=None, retry_delay=(1, 60), daemon=False, autostart=False)
 
 with Notifier() as n:
     assert_type(n, Notifier)
