@@ -11,6 +11,7 @@ from .errors import (
 
 # The errors come first, because they say what to install where psycopg finds no libpq.
 # isort: split
+from .aio import AsyncNotifier
 from .connection import as_async
 from .gap import Gap
 from .maps import assoc_in, dissoc_in, filterkv
@@ -18,6 +19,7 @@ from .notifier import Notifier
 from .payload import decode, encode
 
 __all__ = [
+    "AsyncNotifier",
     "CannotListen",
     "Gap",
     "InvalidChannel",

@@ -141,11 +141,7 @@ class Notifier:
         name = check_channel(channel)
         sub = make_subscription(fn, on_listen, deliver, loop)
 
-        def step(reg: Registry) -> registry.Step:
-            self._serial += 1
-            return registry.subscribe(reg, id, name, sub, self._serial)
-
-        self.__change(step, autorun)
+        self.__change(lambda reg: registry.subscribe(reg, id, name, sub, self._next_serial()), autorun)
 
     def unsubscribe(self, id: Hashable, channel: str, autorun: bool = True) -> None:
         """Remove that pair and no other; a no-op where it does not exist."""
@@ -300,6 +296,11 @@ class Notifier:
         check_id(id)
         names = check_channels(channels)
         self.__change(lambda reg: registry.mute_subscriber(reg, id, names, b), autorun=True)
+
+    def _next_serial(self) -> int:
+        """A number for a subscription, greater the later it is made. Under the state lock."""
+        self._serial += 1
+        return self._serial
 
     def __by_mute(self, channels: Channels, b: bool) -> list[str]:
         names, reg = check_channels(channels), self._supervisor.shared.registry

@@ -21,6 +21,7 @@ from .types import Callback, ChannelState, OnListen, SubscriberChannel, Subscrib
 SYSCHAN = "PGNOTIFIER"
 
 NO_CHANNELS: PMap[str, bool] = pmap()
+NO_SERIALS: PMap[str, int] = pmap()
 
 Touched = tuple[str, tuple[Hashable, ...] | None]  # a channel, and ids on it; None: all of them
 
@@ -119,6 +120,30 @@ def unsubscribe(reg: Registry, id: Hashable, name: str) -> Step:
         return reg, ()
     left = Channel(entry.mute, dissoc_in(entry.subscribers, [id]), entry.unmuted - (not sub.mute))
     return _forget(_put(reg, name, left), id, name), ((name, (id,)),)
+
+
+def take_back(reg: Registry, before: Registry, id: Hashable, name: str, serial: int) -> Step:
+    """Undo the `subscribe` of that serial, made on `before`, unless the pair has been subscribed or removed since."""
+    entry, earlier = reg.channels.get(name), before.channels.get(name)
+    if entry is None or reg.ids.get(id, NO_SERIALS).get(name) != serial:
+        return reg, ()
+    old = earlier.subscribers.get(id) if earlier is not None else None
+    if old is not None:
+        return subscribe(reg, id, name, replace(old, mute=entry.subscribers[id].mute), before.ids[id][name])
+    reg, touched = unsubscribe(reg, id, name)
+    left = reg.channels[name]
+    return (_put(reg, name, None) if earlier is None and not left.subscribers and not left.mute else reg), touched
+
+
+def move(reg: Registry, loop: Any) -> Step:
+    """Have all coroutine functions run on that event loop."""
+    touched: list[Touched] = []
+    for name, entry in reg.channels.items():
+        moved = {i: replace(s, loop=loop) for i, s in entry.subscribers.items() if s.loop not in (None, loop)}
+        if moved:
+            reg = _put(reg, name, replace(entry, subscribers=entry.subscribers.update(moved)))
+            touched.append((name, tuple(moved)))
+    return reg, tuple(touched)
 
 
 def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Step:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .coverage import ListenCall
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .workers import Workers
 
 Item = tuple[int, Any, int]  # place in the run, payload and pid; or 0, a ListenCall and 0
+
+
+# The call whose task, or a task or thread that it has begun, is running: its EventLoops, and empty once it has ended.
+_call: ContextVar[list[EventLoops]] = ContextVar("pgnotifier_call")
 
 
 class Batch:
@@ -92,6 +96,8 @@ class EventLoops:
             return  # void or replaced since the task was made: `_step` decides anew
         batch.begun = batch.items.popleft()  # not before: a task that is cancelled before it begins loses nothing
         _, payload, pid = batch.begun
+        call = [self]
+        _call.set(call)
         try:
             if isinstance(payload, ListenCall):
                 batch.failed = payload
@@ -112,6 +118,8 @@ class EventLoops:
         except BaseException as error:
             self._workers.fatally(box, error)
             raise
+        finally:
+            call.clear()
 
     def _end(self, batch: Batch) -> None:
         """Give the mailbox back, with what was not begun."""
@@ -150,7 +158,12 @@ class EventLoops:
         return any(batch.begun is not None and not batch.loop.is_closed() for batch in self._batches())
 
     def has_caller(self) -> bool:
-        """Whether the current thread runs an event loop that makes calls, or is to make those that wait."""
+        """Whether the current thread runs an event loop that makes calls, or is to make those that wait.
+
+        A thread that has the context of a call counts as the call, which may be waiting for it.
+        """
+        if self in _call.get(()):
+            return True
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
