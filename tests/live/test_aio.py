@@ -20,6 +20,7 @@ import anyio
 import psycopg
 import pytest
 
+from conftest import until
 from pgnotifier import (
     AsyncNotifier,
     Gap,
@@ -625,26 +626,56 @@ def test_cancelled_starts_leave_it_stopped(
 ) -> None:
     """Guarantee 17: `start` and the entry of `async with`, at any moment; the next start works."""
 
+    started = []
+
+    async def start(n: AsyncNotifier) -> None:
+        await n.start()
+        started.append(True)
+
     async def enter(n: AsyncNotifier) -> None:
         async with n:
             await asyncio.sleep(10)
 
     async def main() -> None:
         n = AsyncNotifier(server)
+        outcomes = set()
         for number in range(40):
-            await given_up(enter(n) if number % 2 else n.start(), rng.random() * 0.01)
-            if n.is_running() and not number % 2:
-                await until_(lambda: not n.is_running() or n.status()["connected"])
-            if rng.random() < 0.3:
-                await n.start()  # comes after the stop that follows
+            started.clear()
+            await given_up(enter(n) if number % 2 else start(n), rng.random() * 0.012)
+            outcomes.add(bool(started))
+            if started:
                 assert n.status()["connected"]
                 await n.stop()
             elif rng.random() < 0.5:
+                await n.start()  # comes after the stop that follows
+                assert n.status()["connected"]
                 await n.stop()
-        await n.stop()
+            else:
+                await until_(lambda: threads() == [])
+            assert not n.is_running()
+        assert False in outcomes
         await until_(lambda: threads() == [] and listening(sender) == 0)
         async with n:
             assert n.status()["connected"]
+
+    run(main(), kind)
+
+
+@pytest.mark.parametrize("kind_of_start", ["start", "enter"])
+def test_a_start_that_is_cancelled_after_it_has_succeeded(server: str, kind: str, kind_of_start: str) -> None:
+    """Guarantee 17: its task was cancelled before it could go on, so nobody would stop it."""
+
+    async def main() -> None:
+        n = AsyncNotifier(server)
+        starting = asyncio.ensure_future(n.start() if kind_of_start == "start" else n.__aenter__())
+        await asyncio.sleep(0)
+        until(lambda: n.status()["connected"])  # the loop stands still meanwhile
+        time.sleep(0.05)
+        starting.cancel()
+        await asyncio.wait([starting])
+        assert starting.cancelled()
+        await until_(lambda: threads() == [])
+        assert not n.is_running()
 
     run(main(), kind)
 
@@ -699,11 +730,15 @@ def test_wait(server: str, kind: str) -> None:
             assert await n.wait(0.05) is False
             with anyio.move_on_after(0.05):
                 await n.wait()
+            alive = threading.active_count()
+            stopped = n._notifier._supervisor.shared.stopped
+            assert not stopped.is_watched
             waiting = [asyncio.ensure_future(n.wait(timeout)) for timeout in (None, 20, float("inf"))]
             await asyncio.sleep(0.05)
-            assert threads() == ["pgnotifier-listener", "pgnotifier-worker-1"]
+            assert threading.active_count() == alive
             assert not any(task.done() for task in waiting)
         assert await asyncio.gather(*waiting) == [True] * 3
+        assert not stopped.is_watched  # as the one that was cancelled, these have left nothing
 
     run(main(), kind)
 
