@@ -895,7 +895,9 @@ def test_a_forked_child(server: str) -> None:
             warnings.simplefilter("ignore", DeprecationWarning)
         loop.run_until_complete(parent())
         asyncio.set_event_loop(None)
-        threading.Thread(target=lambda: asyncio.run(in_child())).start()
+        own = threading.Thread(target=lambda: asyncio.run(in_child()))
+        own.start()
+        own.join()
         """,
     )
     assert ended == (0, "child\nparent\n", "")
