@@ -47,7 +47,8 @@ class Starting:
 
     def __init__(self, notifier: Notifier, changes: Changes) -> None:
         self._notifier, self._changes = notifier, changes
-        self._starts: list[Start] = []  # under way
+        self._starts: list[Start] = []  # whose threads run
+        self._awaited: list[Start] = []  # whose tasks have not gone on
         self._stops: list[Call] = []
         self._is_wanted = False  # a start has returned, and no stop has been called since
         self.home: asyncio.AbstractEventLoop | None = None
@@ -67,15 +68,18 @@ class Starting:
         except BaseException:
             self._starts.remove(start)
             raise
+        self._awaited.append(start)
         try:
             await start
         except BaseException:  # no `await` here: the task may be cancelled at each
             if not start.has_failed:
                 start.drop()
-                if not self._is_wanted and all(other.dropped for other in tuple(self._starts)):
+                if not self._is_wanted and all(other.dropped for other in self._awaited):
                     with suppress(RuntimeError):  # no thread can be started
                         self._stop(Call(None), 0.0, False)
             raise
+        finally:
+            self._awaited.remove(start)
         self._is_wanted = self._notifier.is_running()
 
     def _start(self, start: Start, loop: asyncio.AbstractEventLoop) -> None:

@@ -661,6 +661,24 @@ def test_cancelled_starts_leave_it_stopped(
     run(main(), kind)
 
 
+def test_one_of_two_starts_is_cancelled_when_the_other_has_succeeded_unnoticed(server: str, kind: str) -> None:
+    """Guarantee 17: its task goes on only later, and finds it started."""
+
+    async def main() -> None:
+        n = AsyncNotifier(server)
+        first, second = (asyncio.ensure_future(n.start()) for _ in range(2))
+        await asyncio.sleep(0)
+        until(lambda: n.status()["connected"])  # the loop stands still meanwhile
+        time.sleep(0.05)
+        first.cancel()
+        await second
+        await asyncio.sleep(0.05)
+        assert n.is_running()
+        await n.stop()
+
+    run(main(), kind)
+
+
 @pytest.mark.parametrize("kind_of_start", ["start", "enter"])
 def test_a_start_that_is_cancelled_after_it_has_succeeded(server: str, kind: str, kind_of_start: str) -> None:
     """Guarantee 17: its task was cancelled before it could go on, so nobody would stop it."""
