@@ -12,6 +12,7 @@ from .errors import (
 
 # The errors come first, because they say what to install where psycopg finds no libpq.
 # isort: split
+from .aio import AsyncNotifier
 from .connection import as_async
 from .delivery import Stream
 from .events import Listening, Notification
@@ -21,6 +22,7 @@ from .notifier import Notifier
 from .payload import decode, encode
 
 __all__ = [
+    "AsyncNotifier",
     "CannotListen",
     "Gap",
     "InvalidChannel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -23,25 +24,20 @@ def begin(
     With `autorun` the server has to follow first, if there is a session and what is to be listened to differs;
     `ordered`: changes that wait for the server come first. Raises what `step` raises; nothing has changed then.
     """
-    request = Request(step, everything)
+    request = Request(step, autorun, everything)
     with shared.lock:
         life = shared.life
         while shared.forgotten:
             shared.commit(life, *shared.forgotten.popleft()(shared.registry))
-        new, touched = request.step(shared.registry)
-        if (
-            autorun
-            and life is not None
-            and life.is_listening
-            and ((ordered and life.requests) or any(shared.difference(life, new, touched, everything)))
-        ):
-            life.requests.append(request)
+        live = life if life is not None and life.is_listening else None
+        if live is not None and ((ordered and live.requests) or any(shared.difference(live, request))):
+            live.requests.append(request)
         else:
-            shared.commit(life, new, touched)
+            shared.commit(life, *request.step(shared.registry))
             request.done.set()
     shared.dispatcher.turns.wake()
-    if life is not None and not request.done.is_set():
-        life.wake()
+    if live is not None and not request.done.is_set():
+        live.wake()
     return request
 
 
@@ -51,7 +47,13 @@ def take_back(shared: Shared, request: Request, undo: Step) -> None:
         if shared.life is not None and request in shared.life.requests:
             request.drop()
             return
-    begin(shared, undo)
+    release(shared, undo)
+
+
+def release(shared: Shared, step: Step) -> None:
+    """Make a step that takes something away at once, and have the server follow. Does not wait."""
+    begin(shared, step, autorun=False)
+    begin(shared, nothing)
 
 
 def serve(shared: Shared, life: Lifetime, session: Session, fresh: bool = False) -> None:
@@ -61,7 +63,7 @@ def serve(shared: Shared, life: Lifetime, session: Session, fresh: bool = False)
     came in between is not lost. Raises `psycopg.Error` where the session is lost.
     """
     if fresh:
-        _Change(shared, life, session, None).make()
+        _Change(shared, life, session, Request(nothing)).make()
     while life.requests:
         with shared.lock:
             life.check()
@@ -70,9 +72,9 @@ def serve(shared: Shared, life: Lifetime, session: Session, fresh: bool = False)
 
 
 class _Change:
-    """One change, while the server follows. `request` is None for a new session, whatever it listens to."""
+    """One change, while the server follows."""
 
-    def __init__(self, shared: Shared, life: Lifetime, session: Session, request: Request | None) -> None:
+    def __init__(self, shared: Shared, life: Lifetime, session: Session, request: Request) -> None:
         self._shared, self._life, self._session, self._request = shared, life, session, request
         self._changed: set[str] = set()  # what the server was told about
         self._refused: set[str] = set()
@@ -80,32 +82,29 @@ class _Change:
 
     def make(self) -> None:
         request, life = self._request, self._life
-        while request is None or not request.dropped:
+        while not request.dropped:
             with self._shared.lock:
                 life.check()
                 try:
-                    new, touched = (nothing if request is None else request.step)(self._shared.registry)
+                    new, touched = request.step(self._shared.registry)
+                    add, remove = self._shared.difference(life, request)
                 except Exception as error:
-                    if request is not None:
-                        request.drop(error)
+                    request.drop(error)
                     continue
-                everything = request is not None and request.everything
-                add, remove = self._shared.difference(life, new, touched, everything)
                 add = [name for name in add if name not in self._refused]
-                if not (add or remove or (request is not None and request.dropped)):
+                if not (add or remove or request.dropped):
                     self._commit(new, touched)
                     break
                 self._session.leave(remove)
             found = self._tell(add, remove)
-            own = found.keys() & (add if everything else {name for name, _ in touched})
-            if request is not None and own:
+            own = found.keys() & (add if request.everything else {name for name, _ in touched})
+            if own:
                 request.drop(found[min(own)])
             else:
                 self._shared.refused(found)
         else:
             self._undo()
-        if request is not None:
-            self._shared.report([request])
+        self._shared.report([request])
 
     def _tell(self, add: list[str], remove: list[str]) -> dict[str, psycopg.Error]:
         """Have the server listen, or listen no longer; returns what it refuses."""
@@ -124,7 +123,7 @@ class _Change:
     def _commit(self, new: Registry, touched: Iterable[Touched]) -> None:
         """Under the lock."""
         self._shared.commit(self._life, new, touched, self._changed, self._refused, self._since)
-        if self._request is not None:
+        with contextlib.suppress(ValueError):  # a new session's own
             self._life.requests.remove(self._request)
 
     def _undo(self) -> None:

@@ -29,13 +29,20 @@ class Bell:
         """Whether a thread waits."""
         return bool(self._waiters)
 
+    def watch(self, waker: Any) -> None:
+        """Have `waker.release()` called at each ring, by the thread that rings, until `unwatch(waker)`."""
+        self._waiters.append(waker)
+
+    def unwatch(self, waker: Any) -> None:
+        self._waiters.remove(waker)
+
     def ring(self) -> None:
         """Have every waiting thread look at its condition. From any thread, also in a signal handler."""
         for waiter in tuple(self._waiters):
             try:
                 waiter.release()
             except RuntimeError:
-                pass  # it is awake already
+                pass  # it is awake already, or its event loop is closed
 
     def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
         """Block until `condition()` is true, for `timeout` seconds at most; returns whether it is."""

@@ -13,11 +13,18 @@ from weakref import WeakSet
 CALLS_TIME = 0.5  # seconds that running callbacks of all notifiers have to end when the interpreter does
 
 _alive: WeakSet[Any] = WeakSet()
+_forking: WeakSet[Any] = WeakSet()
 
 
 def watch(notifier: Any) -> None:
     """Stop `notifier` at the interpreter's end, and in forked children."""
     _alive.add(notifier)
+    watch_forks(notifier)
+
+
+def watch_forks(notifier: Any) -> None:
+    """Call `notifier._forked()` in forked children."""
+    _forking.add(notifier)
 
 
 def _at_exit() -> None:
@@ -35,7 +42,7 @@ def _at_exit() -> None:
 
 
 def _in_child() -> None:
-    for notifier in list(_alive):
+    for notifier in list(_forking):
         notifier._forked()
 
 

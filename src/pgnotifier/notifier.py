@@ -16,7 +16,7 @@ from typing import Final
 from psycopg import Notify
 from pyrsistent import PVector
 
-from . import lifecycle, registry
+from . import lifecycle, registry, snapshots
 from .clock import now
 from .connection import Sender, delay
 from .delivery import Calls, Dispatcher, Puller, Stream, Workers
@@ -47,9 +47,11 @@ class Notifier:
     - `heartbeat`: seconds after which a session is asked whether it still listens, and has to answer; None: never.
     - `retry_delay`: the least and the most seconds between two attempts to reconnect.
     - `daemon=False`: the interpreter waits at its end until `stop()` or Ctrl-C.
+    - `autostart=False`: construction connects nothing and starts no thread; `start()` does, or `with`.
 
     Construction connects and listens; it raises `psycopg.OperationalError` when it can't (`CannotListen` on a standby
-    or behind a pooler in transaction mode), and leaves nothing behind. `with Notifier(...) as n:` ends it.
+    or behind a pooler in transaction mode), and leaves nothing behind. `with Notifier(...) as n:` starts it if it is
+    stopped, and stops it at the end of the block.
 
     Every method may be called from any thread, and from inside a callback. `channels` is one name or an iterable of
     names. Each checks its arguments before anything is touched: `TypeError`, and `InvalidChannel` for a name that
@@ -69,6 +71,7 @@ class Notifier:
         heartbeat: float | None = 10.0,
         retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
+        autostart: bool = True,
     ) -> None:
         dbconf = check_dbconf(dbconf)
         seconds, delays = check_options(decode, workers, max_pending, heartbeat, retry_delay)
@@ -82,13 +85,16 @@ class Notifier:
         self._dispatcher = Dispatcher(max_pending, lambda n: delay(n, least, most, random()), self._wake)
         self._supervisor = self.__supervisor(registry.EMPTY)
         lifecycle.watch(self)
-        self._supervisor.start()
+        if autostart:
+            self._supervisor.start()
 
     def __supervisor(self, reg: Registry) -> Supervisor:
         workers = Workers(self._workers, self._dispatcher, self._decode, self._fatal)
         return Supervisor(*self._options, self._dispatcher, workers, self.__notify, reg)
 
     def __enter__(self) -> Notifier:
+        if not self.is_running():
+            self.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -144,11 +150,7 @@ class Notifier:
         goes with the stream. Raises `ValueError` without a channel and for an id that is registered already, and
         `psycopg.Error` where the server refuses a name; nothing has changed then.
         """
-        check_deliver(deliver)
-        names = check_channels(channels)
-        if not names:
-            raise ValueError("listen needs at least one channel")
-        stream = Stream(self, names, check_id(id))
+        stream = self._new_stream(channels, id)
         self.__maybe_restart(self._listening(stream, deliver))
         return stream
 
@@ -176,11 +178,11 @@ class Notifier:
 
     def channels(self) -> dict[str, ChannelState]:
         """`{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`, a copy."""
-        return registry.channels_dict(self._supervisor.shared.registry, self._listened())
+        return snapshots.channels_dict(self._supervisor.shared.registry, self._listened())
 
     def subscribers(self) -> dict[Hashable, SubscriberState]:
         """`{id: {"fn": latest, "channels": {channel: {"fn", "active", "mute", "sub_mute"}}}}`, a copy."""
-        return registry.subscribers_dict(self._supervisor.shared.registry, self._listened())
+        return snapshots.subscribers_dict(self._supervisor.shared.registry, self._listened())
 
     def active_channels(self) -> list[str]:
         """The channels listened to now, sorted, without SYSCHAN."""
@@ -196,11 +198,11 @@ class Notifier:
 
     def muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers muted there."""
-        return registry.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), True)
+        return snapshots.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), True)
 
     def non_muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
         """`{channel: [ids]}` of the subscribers not muted there."""
-        return registry.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), False)
+        return snapshots.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), False)
 
     # -- life cycle -----------------------------------------------------------------------------------------
 
@@ -306,16 +308,23 @@ class Notifier:
         names = check_channels(channels)
         self.__change(lambda reg: registry.mute_subscriber(reg, id, names, b), autorun=True)
 
+    def _next_serial(self) -> int:
+        """A number for a subscription, greater the later it is made. Under the state lock."""
+        self._serial += 1
+        return self._serial
+
     def __by_mute(self, channels: Channels, b: bool) -> list[str]:
         names, reg = check_channels(channels), self._supervisor.shared.registry
         return sorted(c for c, entry in reg.channels.items() if entry.mute == b and (not names or c in names))
 
-    def _next_serial(self) -> int:
-        """By which callbacks of an id are told apart: the latest has the highest. Under the state lock."""
-        self._serial += 1
-        return self._serial
+    def _new_stream(self, channels: tuple[str, ...], id: Hashable) -> Stream:
+        names = check_channels(channels)
+        if not names:
+            raise ValueError("listen needs at least one channel")
+        return Stream(self, names, check_id(id))
 
     def _listening(self, stream: Stream, deliver: Deliver) -> Step:
+        check_deliver(deliver)
         sub = stream.subscription(deliver == "latest")
         return lambda reg: registry.listen(reg, stream.key, stream.channels, sub, self._next_serial())
 

@@ -16,11 +16,12 @@ from pyrsistent import PMap, PVector, pmap, pvector
 
 from .errors import UnknownChannel, UnknownSubscriber, shown
 from .maps import assoc_in, dissoc_in, filterkv
-from .types import Callback, ChannelState, OnListen, SubscriberChannel, SubscriberState
+from .types import Callback, OnListen
 
 SYSCHAN = "PGNOTIFIER"
 
 NO_CHANNELS: PMap[str, bool] = pmap()
+NO_SERIALS: PMap[str, int] = pmap()
 
 Touched = tuple[str, tuple[Hashable, ...] | None]  # a channel, and ids on it; None: all of them
 
@@ -167,6 +168,30 @@ def close_stream(reg: Registry, id: Hashable, pulled: object) -> Step:
     return reg, tuple(touched)
 
 
+def take_back(reg: Registry, before: Registry, id: Hashable, name: str, serial: int) -> Step:
+    """Undo the `subscribe` of that serial, made on `before`, unless the pair has been subscribed or removed since."""
+    entry, earlier = reg.channels.get(name), before.channels.get(name)
+    if entry is None or reg.ids.get(id, NO_SERIALS).get(name) != serial:
+        return reg, ()
+    old = earlier.subscribers.get(id) if earlier is not None else None
+    if old is not None:
+        return subscribe(reg, id, name, replace(old, mute=entry.subscribers[id].mute), before.ids[id][name])
+    reg, touched = unsubscribe(reg, id, name)
+    left = reg.channels[name]
+    return (_put(reg, name, None) if earlier is None and not left.subscribers and not left.mute else reg), touched
+
+
+def move(reg: Registry, loop: Any) -> Step:
+    """Have all coroutine functions run on that event loop."""
+    touched: list[Touched] = []
+    for name, entry in reg.channels.items():
+        moved = {i: replace(s, loop=loop) for i, s in entry.subscribers.items() if s.loop not in (None, loop)}
+        if moved:
+            reg = _put(reg, name, replace(entry, subscribers=entry.subscribers.update(moved)))
+            touched.append((name, tuple(moved)))
+    return reg, tuple(touched)
+
+
 def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Step:
     """No names: all channels but SYSCHAN. Raises UnknownChannel, nothing changed."""
     touched: list[Touched] = []
@@ -209,42 +234,3 @@ def audience(entry: Channel | None) -> PMap[Hashable, Subscription]:
     if entry is None or not entry.valid:
         return pmap()
     return filterkv(entry.subscribers, lambda _, sub: not sub.mute)
-
-
-def channels_dict(reg: Registry, active: Iterable[str]) -> dict[str, ChannelState]:
-    live = set(active)
-    return {
-        name: {
-            "mute": entry.mute,
-            "active": name in live,
-            "subscribers": {id: {"fn": sub.fn, "mute": sub.mute} for id, sub in entry.subscribers.items()},
-        }
-        for name, entry in reg.channels.items()
-    }
-
-
-def subscribers_dict(reg: Registry, active: Iterable[str]) -> dict[Hashable, SubscriberState]:
-    live = set(active)
-
-    def row(id: Hashable, name: str) -> SubscriberChannel:
-        entry = reg.channels[name]
-        sub = entry.subscribers[id]
-        return {"fn": sub.fn, "active": name in live, "mute": entry.mute, "sub_mute": sub.mute}
-
-    return {
-        id: {
-            "fn": reg.channels[max(names, key=names.__getitem__)].subscribers[id].fn,
-            "channels": {name: row(id, name) for name in names},
-        }
-        for id, names in reg.ids.items()
-    }
-
-
-def ids_by_channel(reg: Registry, names: Iterable[str], mute: bool) -> dict[str, list[Hashable]]:
-    """`{channel: [ids]}` of the subscribers whose own mute state is `mute`; no names: every channel."""
-    wanted = tuple(names) or tuple(reg.channels)
-    return {
-        name: [id for id, sub in reg.channels[name].subscribers.items() if sub.mute == mute]
-        for name in wanted
-        if name in reg.channels
-    }

@@ -25,10 +25,13 @@ Notify = Callable[[list[Any], datetime], tuple[int, float]]
 
 
 class Request:
-    """A change that waits for the server; `everything` compares all channels, not only those that it touches."""
+    """A change, which may wait for the server.
 
-    def __init__(self, step: Step, everything: bool = False) -> None:
-        self._step, self.everything = step, everything
+    `autorun`: the server has to follow. `everything` compares all channels, not only those that the step touches.
+    """
+
+    def __init__(self, step: Step, autorun: bool = True, everything: bool = False) -> None:
+        self._step, self.autorun, self.everything = step, autorun, everything
         self._before: Registry | None = None
         self._after: registry.Step
         self.done = Flag()
@@ -74,14 +77,15 @@ class Shared:
 
     # -- under the lock ----------------------------------------------------------------------------------------
 
-    def difference(
-        self, life: Lifetime, reg: Registry, touched: Iterable[Touched], everything: bool
-    ) -> tuple[list[str], list[str]]:
+    def difference(self, life: Lifetime, request: Request) -> tuple[list[str], list[str]]:
         """The channels to listen to and to listen to no longer. SYSCHAN is always listened to."""
+        reg, touched = request.step(self.registry)
+        if not request.autorun:
+            return [], []
         session = life.session
         active = session.active if session is not None else NO_CHANNELS
         names = {*life.pending, *(name for name, _ in touched)}
-        if everything:
+        if request.everything:
             names.update(registry.valid_channels(reg), active)
         names.discard(SYSCHAN)
         add = [name for name in names if name not in active and registry.is_valid(reg, name)]
@@ -127,6 +131,8 @@ class Shared:
         waiting = list(life.requests)
         life.requests.clear()
         for request in waiting:
+            if request.dropped:
+                continue
             try:
                 self.commit(life, *request.step(self.registry))
             except Exception as error:

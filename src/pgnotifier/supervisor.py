@@ -90,8 +90,7 @@ class Supervisor:
     def release(self, step: Step) -> None:
         """Make a step that takes something away at once, and have the server follow. Does not wait."""
         if not self._deferred.take(lambda: self.release(step)):
-            changes.begin(self.shared, step, autorun=False)
-            changes.begin(self.shared, nothing)
+            changes.release(self.shared, step)
 
     # -- start and stop ----------------------------------------------------------------------------------------
 

@@ -80,6 +80,41 @@ def test_exit_with_ten_stuck_notifiers_takes_a_second(server: str, daemon: bool)
     assert time.monotonic() - since < 1.5  # the interpreter's own end is in it
 
 
+def test_autostart_false_makes_a_stopped_notifier(server: str, channel: str) -> None:
+    """Guarantee 2: it connects nothing and starts no thread until `start()` or `with`; changes are recorded."""
+    asked = []
+
+    def dbconf() -> str:
+        asked.append(1)
+        return server
+
+    before = threading.active_count()
+    n = Notifier(dbconf, autostart=False)
+    n.subscribe("s", channel, print)
+    assert (n.is_running(), n.active_channels(), n.wait(0)) == (False, [], True)
+    assert (threading.active_count(), asked) == (before, [])
+    for _ in range(2):  # `with` starts a stopped one again, too
+        with n:
+            assert (n.is_running(), n.active_channels()) == (True, [channel])
+            pid = n.status()["pid"]
+            with n:  # is running
+                assert n.status()["pid"] == pid
+        assert not n.is_running()
+    n.start()
+    assert n.active_channels() == [channel]
+    n.stop()
+
+
+def test_autostart_false_cannot_start(channel: str) -> None:
+    """Guarantee 2: what the constructor would raise, `start()` and `with` raise, and it is stopped."""
+    n = Notifier("host=127.0.0.1 port=1", autostart=False)
+    with pytest.raises(psycopg.OperationalError):
+        n.start()
+    with pytest.raises(psycopg.OperationalError), n:
+        raise AssertionError("the block is not entered")
+    assert not n.is_running()
+
+
 def test_daemon_false_keeps_running_until_stop(server: str) -> None:
     code, out, err = finish(
         script(

@@ -583,3 +583,16 @@ def test_a_forked_child_has_a_server_of_its_own(memory: MemoryServer, n: Any, lo
     n.settle()
     assert log == list(range(20))
     assert n.status()["reconnects"] == 0
+
+
+def test_a_notifier_made_stopped() -> None:
+    """Guarantee 2: `autostart=False`."""
+    n = MemoryNotifier(autostart=False)
+    heard: list[object] = []
+    n.subscribe(1, "a", lambda *a: heard.append(a[2]))
+    n.notify("a", "lost")
+    n.settle()
+    with n:
+        n.notify("a", "heard")
+        n.settle()
+    assert heard == ["heard"]

@@ -44,6 +44,8 @@ LEFT_OUT = {
     "test_life_cycle": {
         "test_exit_is_quiet": "runs a script",
         "test_exit_with_ten_stuck_notifiers_takes_a_second": "runs a script",
+        "test_autostart_false_makes_a_stopped_notifier": "asks how often its dbconf is called",
+        "test_autostart_false_cannot_start": "is about the way to a server",
         "test_daemon_false_keeps_running_until_stop": "runs a script",
         "test_ctrl_c_ends_a_daemon_false_script_without_a_traceback": "runs a script",
         "test_ctrl_c_interrupts_wait": "runs a script",

@@ -13,7 +13,7 @@ from pyrsistent import PMap, pmap
 from typing_extensions import assert_type
 
 import pgnotifier
-from pgnotifier import Gap, Notifier, as_async, assoc_in, decode, dissoc_in, encode, filterkv
+from pgnotifier import AsyncNotifier, Gap, Notifier, as_async, assoc_in, decode, dissoc_in, encode, filterkv
 from pgnotifier.types import (
     AsyncCallback,
     AsyncOnListen,
@@ -55,10 +55,25 @@ Notifier(decode=str)
 Notifier(decode=json.loads)
 Notifier(decode=decode)
 Notifier(decode=lambda text: text.upper())
-Notifier("", workers=4, max_pending=10, heartbeat=None, retry_delay=(1, 60), daemon=False)
+Notifier("", workers=4, max_pending=10, heartbeat=None, retry_delay=(1, 60), daemon=False, autostart=False)
 
 with Notifier() as n:
     assert_type(n, Notifier)
+
+AsyncNotifier("", decode=str, workers=4, max_pending=10, heartbeat=None, retry_delay=(1, 60))
+
+
+async def coroutines() -> None:
+    async def heard(id: str, channel: str, payload: int, pid: int) -> None: ...
+
+    async with AsyncNotifier(credentials) as a:
+        assert_type(a, AsyncNotifier)
+        await a.subscribe("s", "a", heard, on_listen=lambda id, channel, gap: None, deliver="latest")
+        await a.notify("a", {"id": 1})
+        assert_type(await a.wait(1), bool)
+        assert_type(a.status()["pid"], int | None)
+        await a.stop(drain=True)
+
 
 # -- callbacks ------------------------------------------------------------------------------------------------------
 

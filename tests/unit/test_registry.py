@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgnotifier import UnknownChannel, UnknownSubscriber, registry
+from pgnotifier import UnknownChannel, UnknownSubscriber, registry, snapshots
 from pgnotifier.registry import EMPTY, SYSCHAN, Registry, Step, Subscription
 
 
@@ -120,7 +120,7 @@ def agree(reg: Registry, model: Model) -> None:
 def views(reg: Registry, model: Model) -> None:
     """What users are shown."""
     active = ["a", "nowhere"]
-    assert registry.channels_dict(reg, active) == {
+    assert snapshots.channels_dict(reg, active) == {
         name: {
             "mute": mute,
             "active": name == "a",
@@ -130,7 +130,7 @@ def views(reg: Registry, model: Model) -> None:
         }
         for name, mute in model.mute.items()
     }
-    shown = registry.subscribers_dict(reg, active)
+    shown = snapshots.subscribers_dict(reg, active)
     assert shown.keys() == {id for _, id in model.subs}
     for id, row in shown.items():
         mine = {name: model.subs[name, id] for name in model.channels_of(id)}
@@ -141,9 +141,9 @@ def views(reg: Registry, model: Model) -> None:
         }
     for mute in (False, True):
         expected = {name: {id for id in model.ids(name) if model.subs[name, id][1] == mute} for name in model.mute}
-        got = registry.ids_by_channel(reg, [], mute)
+        got = snapshots.ids_by_channel(reg, [], mute)
         assert {name: set(found) for name, found in got.items()} == expected
-        one = registry.ids_by_channel(reg, ["a", "nowhere"], mute)
+        one = snapshots.ids_by_channel(reg, ["a", "nowhere"], mute)
         assert {name: set(found) for name, found in one.items()} == {n: f for n, f in expected.items() if n == "a"}
 
 
@@ -213,7 +213,7 @@ def test_a_call_with_one_unknown_name_among_many_changes_nothing() -> None:
         registry.mute_subscriber(reg, 1, ["a", "c"], True)
     with pytest.raises(UnknownSubscriber, match="2"):
         registry.mute_subscriber(reg, 2, [], True)
-    assert registry.channels_dict(reg, []) == {
+    assert snapshots.channels_dict(reg, []) == {
         "a": {"mute": False, "active": False, "subscribers": {1: {"fn": call, "mute": False}}},
         "b": {"mute": False, "active": False, "subscribers": {}},
     }
@@ -222,7 +222,7 @@ def test_a_call_with_one_unknown_name_among_many_changes_nothing() -> None:
 def test_what_is_shown_belongs_to_the_caller() -> None:
     """Guarantee 3: a copy, whatever the caller does to it."""
     reg, _ = registry.subscribe(EMPTY, 1, "a", Subscription(call), 1)
-    for shown in (registry.channels_dict, registry.subscribers_dict):
+    for shown in (snapshots.channels_dict, registry.subscribers_dict):
         copy: Any = shown(reg, ["a"])
         for inner in copy.values():
             inner.clear()

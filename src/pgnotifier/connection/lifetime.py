@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import now
 from ..flag import Flag
-from .exchange import Batch
-from .session import Session
 from .waiting import GIVEN_UP, Abandoned, CancelToken
 
 if TYPE_CHECKING:
     from ..types import DbConf
+    from .exchange import Batch
+    from .session import Session
 
 
 class Phase(Enum):

@@ -60,15 +60,18 @@ class Sender:
         self._idle: deque[psycopg.Connection[Any]] = deque()  # one, or a few after calls that interrupted others
         self._tokens: list[CancelToken] = []  # the first one ends all sends since the last `close`
 
-    def send(self, channel: str, payload: object) -> None:
-        """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`."""
+    def send(self, channel: str, payload: object, since: float | None = None) -> None:
+        """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`.
+
+        `since` (monotonic seconds) is when the caller began to wait, if earlier; ten seconds count from there.
+        """
         data = payload_bytes(payload)
-        deadline = monotonic() + SEND_TIMEOUT
+        deadline = (monotonic() if since is None else since) + SEND_TIMEOUT
         tokens, turn = self._tokens, self._turn
         held: list[bool] = []
         try:
-            _take(turn, SEND_TIMEOUT, held)
-            if not held[0]:
+            _take(turn, max(0.0, deadline - monotonic()), held)
+            if not held[0] or monotonic() >= deadline:
                 raise psycopg.OperationalError(f"other threads were sending for {SEND_TIMEOUT:g} seconds")
             if not tokens:
                 tokens.append(CancelToken())

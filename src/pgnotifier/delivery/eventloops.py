@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .calls import Calls
@@ -20,6 +20,10 @@ from .states import AWAITING, IDLE
 if TYPE_CHECKING:
     from ..registry import Subscription
     from .dispatcher import Dispatcher
+
+
+# By the context of a call, and of the tasks and threads that it has begun: its dispatcher, until it has returned.
+calling: ContextVar[list[Dispatcher]] = ContextVar("pgnotifier_calling")
 
 
 class Batch:
@@ -75,6 +79,8 @@ class Batch:
         box, hand = self.box, self.hand
         if box.owner is not self or box.sub is not sub:
             return  # void or replaced since the task was made: `_step` decides anew
+        call = [self._dispatcher]
+        calling.set(call)
         _, payload, pid = self.items.popleft()  # not before: a task that is cancelled before it begins loses nothing
         self.begun = True
         try:
@@ -92,6 +98,8 @@ class Batch:
             self._calls.failed(box, hand.channel, error)
             if not isinstance(error, Exception):
                 raise
+        finally:
+            call.clear()
 
     def notice(self) -> None:
         """Take the mailbox back if the event loop is closed; the call that was under way has failed. Any thread."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import StreamClosed
 from ..events import Event, Listening, Notification
 from ..flag import Bell
-from ..registry import Subscription
+from ..registry import Registry, Step, Subscription, close_stream
 from ..validation import check_timeout
 from .coverage import ListenCall
 from .mailbox import FAILED, Mailbox, Run
@@ -160,23 +160,23 @@ class Stream:
     def __init__(self, home: Home, channels: tuple[str, ...], id: Hashable) -> None:
         self.channels: tuple[str, ...] = channels
         self._home = home
-        self._puller = Puller(f"<stream of {', '.join(map(repr, channels))}>")
-        self.key: Hashable = self._puller if id is None else id  # its id in the registry
+        self.bell: Puller = Puller(f"<stream of {', '.join(map(repr, channels))}>")
+        self.key: Hashable = self.bell if id is None else id  # its id in the registry
         self.pull: Pull = Pull(home, self.key, channels)
 
     @property
     def id(self) -> Hashable:
         """What it is called in `subscribers()`: the id that was given, or the stream itself."""
-        return self if self.key is self._puller else self.key
+        return self if self.key is self.bell else self.key
 
     def __eq__(self, other: object) -> bool:
-        return other is self or other is self._puller  # which stands in the registry, lest the stream stays alive
+        return other is self or other is self.bell  # which stands in the registry, lest the stream stays alive
 
     def __hash__(self) -> int:
-        return hash(self._puller)
+        return hash(self.bell)
 
     def __repr__(self) -> str:
-        return f"{self._puller!r}{' (closed)' if self.pull.closed else ''}"
+        return f"{self.bell!r}{' (closed)' if self.pull.closed else ''}"
 
     def get(self, timeout: float | None = None) -> Event:
         """The next event. Waits for it, for `timeout` seconds at most.
@@ -191,10 +191,16 @@ class Stream:
             if event is not None:
                 return event
             if over:
-                raise StreamClosed(f"{self!r}: {'it is closed' if pull.closed else 'the notifier is stopped'}")
+                raise self.over()
             seconds = None if deadline == inf else deadline - monotonic()
-            if not self._puller.wait_for(lambda: pull.has_news or pull.is_over, seconds):
-                raise TimeoutError(f"{self!r}: nothing came within {timeout:g} seconds")
+            if not self.bell.wait_for(lambda: pull.has_news or pull.is_over, seconds):
+                raise self.late(timeout)
+
+    def over(self) -> StreamClosed:
+        return StreamClosed(f"{self!r}: {'it is closed' if self.pull.closed else 'the notifier is stopped'}")
+
+    def late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"{self!r}: nothing came within {timeout:g} seconds")
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -208,9 +214,9 @@ class Stream:
     def close(self) -> None:
         """End it. Nothing comes from now on, and its readers' loops end. Does not wait for the server. Any thread."""
         if not self.pull.closed:
-            self._home._release(self.key, self._puller)
+            self._home._release(self.key, self.bell)
             self.pull.closed = True
-            self._puller.ring()
+            self.bell.ring()
 
     def __enter__(self) -> Stream:
         return self
@@ -221,9 +227,13 @@ class Stream:
     def __del__(self) -> None:
         pull = getattr(self, "pull", None)
         if pull is not None and not pull.closed:
-            self._home._forget(self.key, self._puller)
+            self._home._forget(self.key, self.bell)
 
     def subscription(self, latest: bool) -> Subscription:
         """What the registry has of it."""
-        called = self._puller.called
-        return Subscription(called, False, called, latest, pulled=self._puller)
+        called = self.bell.called
+        return Subscription(called, False, called, latest, pulled=self.bell)
+
+    def closing(self, reg: Registry) -> Step:
+        """The step that ends it."""
+        return close_stream(reg, self.key, self.bell)

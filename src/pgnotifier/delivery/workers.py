@@ -15,7 +15,7 @@ from .. import threads
 from ..log import CRITICAL, log
 from .calls import Calls
 from .coverage import ListenCall
-from .eventloops import Batch, awaits, busy, runs_here
+from .eventloops import Batch, awaits, busy, calling, runs_here
 from .mailbox import FAILED, MAX_TURN, UNKNOWN, Entry, Mailbox, Run
 from .turns import Worker
 
@@ -58,9 +58,13 @@ class Workers:
         return not self._alive and not busy(tuple(self._dispatcher.boxes.values()))
 
     def has_caller(self) -> bool:
-        """Whether the current thread is a worker, or runs an event loop that makes calls or is about to."""
-        boxes = tuple(self._dispatcher.boxes.values())
-        return threading.current_thread() in self._alive.values() or runs_here(boxes)
+        """Whether the current thread is a worker, or runs an event loop that makes calls or is about to.
+
+        A thread that has the context of a call counts as the call, which may be waiting for it.
+        """
+        if threading.current_thread() in self._alive.values() or self._dispatcher in calling.get(()):
+            return True
+        return runs_here(tuple(self._dispatcher.boxes.values()))
 
     def _work(self, number: int) -> None:
         dispatcher, me = self._dispatcher, threading.current_thread()
@@ -132,7 +136,7 @@ class Workers:
                     refuse_coroutine(result)
                 delivered += 1
             except BaseException as error:
-                if payload is UNKNOWN and isinstance(error, Exception):
+                if payload is UNKNOWN:
                     calls.undecodable(run, place, error)
                 else:
                     calls.failed(box, channel, error)

@@ -45,6 +45,7 @@ class MemoryNotifier(Notifier):
         heartbeat: float | None = 10.0,
         retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
+        autostart: bool = True,
         server: MemoryServer | None = None,
     ) -> None:
         check_dbconf(dbconf)
@@ -60,6 +61,7 @@ class MemoryNotifier(Notifier):
             heartbeat=heartbeat,
             retry_delay=(0.0, 0.0),
             daemon=daemon,
+            autostart=autostart,
         )
         self._sender = Sender(cast(DbConf, lambda: self.server))
         with self.server.lock:

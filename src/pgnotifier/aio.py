@@ -1,0 +1,241 @@
+"""AsyncNotifier: the public methods for coroutines, over one Notifier.
+
+The event loop checks arguments, reads, and begins changes, which the listener makes. Threads make what would wait
+(`calls.py`). The event loop takes the state lock, which nobody holds for long, and waits for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+from time import monotonic
+from typing import Final
+
+from . import lifecycle, registry
+from .aiostreams import AsyncStream, change
+from .calls import Sends, until
+from .connection import payload_bytes
+from .notifier import Notifier
+from .payload import decode as default_decode
+from .registry import Registry
+from .shared import Step
+from .starting import Starting
+from .types import Callback, Channels, ChannelState, DbConf, Decoder, Deliver, OnListen, Status, SubscriberState
+from .validation import check_channel, check_channels, check_id, check_timeout, make_subscription
+
+
+class AsyncNotifier:
+    """`Notifier` for asyncio: the same arguments (but `daemon` and `autostart`), methods and errors.
+
+    Methods that may wait are awaited, and never block the event loop. Methods that only look are plain. It connects
+    in `async with AsyncNotifier(...) as n:` or `await n.start()`, not when it is made.
+
+    - A coroutine function runs on the event loop on which the notifier was started, each call in a task of its own.
+      A plain function runs on a worker thread.
+    - Changes (`subscribe` and the like) are made in the order in which they are called. Changes that wait for the
+      server at the same time share a round trip. `notify` and `stop` wait for no change.
+    - Errors are raised where the call is awaited, those about arguments too.
+    - A cancelled `subscribe` leaves the registry as it was, and a cancelled `start` leaves the notifier stopped. A
+      thread sees to that, and the task does not wait for it. A `notify` whose turn has not come is not sent. All
+      other calls take effect also if their task is cancelled, so that its clean-up can `unsubscribe` and `stop`.
+    - Between calls there is no task on the event loop, and no thread but those of `Notifier`.
+    """
+
+    SYSCHAN: Final[str] = registry.SYSCHAN
+
+    def __init__(
+        self,
+        dbconf: DbConf = "",
+        *,
+        decode: Decoder = default_decode,
+        workers: int = 1,
+        max_pending: int = 100_000,
+        heartbeat: float | None = 10.0,
+        retry_delay: tuple[float, float] = (0.1, 30.0),
+    ) -> None:
+        self._own(
+            Notifier(
+                dbconf,
+                decode=decode,
+                workers=workers,
+                max_pending=max_pending,
+                heartbeat=heartbeat,
+                retry_delay=retry_delay,
+                autostart=False,
+            )
+        )
+
+    def _own(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._forked()
+        lifecycle.watch_forks(self)
+
+    def _forked(self) -> None:
+        """In a forked child there is no thread that makes the parent's calls."""
+        notifier = self._notifier
+        self._starting = Starting(notifier)
+        self._sends = Sends()
+
+    async def __aenter__(self) -> AsyncNotifier:
+        if not self._starting.is_up:
+            await self._starting.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    # -- the registry ---------------------------------------------------------------------------------------
+
+    async def add_channels(self, channels: Channels) -> None:
+        """Register channels, unmuted, without subscribers; a no-op for those that exist."""
+        names = check_channels(channels)
+        await self._change(lambda reg: registry.add_channels(reg, names), False)
+
+    async def remove_channels(self, channels: Channels, autorun: bool = True) -> None:
+        """Forget channels with their subscriptions; a no-op for those that do not exist."""
+        names = check_channels(channels)
+        await self._change(lambda reg: registry.remove_channels(reg, names), autorun)
+
+    async def subscribe(
+        self,
+        id: Hashable,
+        channel: str,
+        fn: Callback,
+        autorun: bool = True,
+        *,
+        on_listen: OnListen | None = None,
+        deliver: Deliver = "all",
+    ) -> None:
+        """Have `fn(id, channel, payload, pid)` called for notifications on `channel`, as `Notifier.subscribe` does.
+
+        When this returns, a NOTIFY that commits later is delivered. Coroutine functions run on the event loop on
+        which the notifier was started. If the task is cancelled, the registry and what is listened to become what
+        they were before, a replaced callback included. Raises as `Notifier.subscribe`.
+        """
+        check_id(id)
+        name = check_channel(channel)
+        sub = make_subscription(fn, on_listen, deliver, None)
+        before, serial = registry.EMPTY, 0
+
+        def step(reg: Registry) -> registry.Step:
+            nonlocal before, serial
+            before, serial, home = reg, self._notifier._next_serial(), self._starting.home
+            here = sub if sub.loop is None or home is None else replace(sub, loop=home)
+            return registry.subscribe(reg, id, name, here, serial)
+
+        await self._change(step, autorun, lambda reg: registry.take_back(reg, before, id, name, serial))
+
+    async def unsubscribe(self, id: Hashable, channel: str, autorun: bool = True) -> None:
+        """Remove that pair and no other; a no-op where it does not exist. Takes effect if the task is cancelled."""
+        check_id(id)
+        name = check_channel(channel)
+        await self._change(lambda reg: registry.unsubscribe(reg, id, name), autorun)
+
+    async def mute_channels(self, channels: Channels = ()) -> None:
+        """Mute channels (none given: all but SYSCHAN). Raises `UnknownChannel`."""
+        await self._mute_channels(channels, True)
+
+    async def unmute_channels(self, channels: Channels = ()) -> None:
+        """Unmute channels (none given: all but SYSCHAN). Raises `UnknownChannel`."""
+        await self._mute_channels(channels, False)
+
+    async def mute_subscriber(self, id: Hashable, channels: Channels = ()) -> None:
+        """Mute a subscriber on channels (none given: all it is on). Raises `UnknownSubscriber`, `UnknownChannel`."""
+        await self._mute_subscriber(id, channels, True)
+
+    async def unmute_subscriber(self, id: Hashable, channels: Channels = ()) -> None:
+        """Unmute a subscriber, as `mute_subscriber` mutes it."""
+        await self._mute_subscriber(id, channels, False)
+
+    async def _mute_channels(self, channels: Channels, mute: bool) -> None:
+        names = check_channels(channels)
+        await self._change(lambda reg: registry.mute_channels(reg, names, mute))
+
+    async def _mute_subscriber(self, id: Hashable, channels: Channels, mute: bool) -> None:
+        check_id(id)
+        names = check_channels(channels)
+        await self._change(lambda reg: registry.mute_subscriber(reg, id, names, mute))
+
+    def channels(self) -> dict[str, ChannelState]:
+        """As `Notifier.channels`."""
+        return self._notifier.channels()
+
+    def subscribers(self) -> dict[Hashable, SubscriberState]:
+        """As `Notifier.subscribers`."""
+        return self._notifier.subscribers()
+
+    def active_channels(self) -> list[str]:
+        """The channels listened to now, sorted, without SYSCHAN."""
+        return self._notifier.active_channels()
+
+    def muted_channels(self, channels: Channels = ()) -> list[str]:
+        """The muted among `channels` (none given: among all), sorted."""
+        return self._notifier.muted_channels(channels)
+
+    def non_muted_channels(self, channels: Channels = ()) -> list[str]:
+        """The channels that are not muted, among `channels` (none given: among all), sorted."""
+        return self._notifier.non_muted_channels(channels)
+
+    def muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
+        """`{channel: [ids]}` of the subscribers muted there."""
+        return self._notifier.muted_subscribers(channels)
+
+    def non_muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
+        """`{channel: [ids]}` of the subscribers not muted there."""
+        return self._notifier.non_muted_subscribers(channels)
+
+    def listen(self, *channels: str, id: Hashable = None, deliver: Deliver = "all") -> AsyncStream:
+        """A stream, as of `Notifier.listen`: `async with n.listen("orders") as stream: async for event in stream:`.
+
+        Entering the block means that the channels are in effect; leaving it waits for nothing. Raises as
+        `Notifier.listen`: errors of arguments at once, the others on entering.
+        """
+        return AsyncStream(self._notifier, channels, id, deliver)
+
+    async def _change(self, step: Step, autorun: bool = True, undo: Step | None = None) -> None:
+        await change(self._notifier, step, autorun, undo)
+
+    # -- life cycle -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect and listen; on a running notifier apply what is pending.
+
+        Coroutine functions run on this event loop, if the notifier was stopped or its event loop has been closed.
+        Raises `psycopg.OperationalError` if it can't connect, and is stopped then, as it is if the task is cancelled.
+        """
+        await self._starting.start()
+
+    async def restart(self) -> None:
+        """As `start`."""
+        await self._starting.start()
+
+    async def stop(self, timeout: float = 10.0, *, drain: bool = False) -> None:
+        """End the listener, let running callbacks finish for `timeout` seconds, drop what waits, disconnect.
+
+        `drain=True` delivers what waits first, within the same time. In a callback, and in tasks that the callback
+        has begun, it waits for no callback and drains nothing. A no-op on a stopped notifier. If the task is
+        cancelled, a thread goes on stopping.
+        """
+        await self._starting.stop(check_timeout(timeout), drain)
+
+    def is_running(self) -> bool:
+        """True from `start()` until `stop()`, or until the listener has ended for another reason."""
+        return self._notifier.is_running()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait until stopped, for `timeout` seconds at most; returns whether it is stopped."""
+        seconds = None if timeout is None else check_timeout(timeout)
+        stopped = self._notifier._supervisor.shared.stopped
+        return await until(stopped, stopped.is_set, seconds)
+
+    def status(self) -> Status:
+        """As `Notifier.status`."""
+        return self._notifier.status()
+
+    async def notify(self, channel: str, payload: object = "") -> None:
+        """Send on a connection of its own, in the order of the calls; returns when the server has committed.
+
+        Raises as `Notifier.notify`, within ten seconds. If the task is cancelled, it may have been sent.
+        """
+        name, text, since = check_channel(channel), payload_bytes(payload).decode(), monotonic()
+        await self._sends.make(lambda: self._notifier._sender.send(name, text, since))
