@@ -143,10 +143,7 @@ def test_an_error_while_a_new_session_is_published(memory: MemoryServer, n: Memo
     assert n.status()["reconnects"] == 1
 
 
-NOT_MENDED = pytest.mark.xfail(reason="Workers._call takes an error that is no Exception for the callback's")
-
-
-@pytest.mark.parametrize("how", [pytest.param("plain", marks=NOT_MENDED), "shared", "awaited"])
+@pytest.mark.parametrize("how", ["plain", "shared", "awaited"])
 def test_system_exit_in_a_decoder(memory: MemoryServer, how: str) -> None:
     """Guarantee 7: it is reported as decode_failed, as any error is; the next notification is delivered."""
 

@@ -222,7 +222,7 @@ def test_a_call_with_one_unknown_name_among_many_changes_nothing() -> None:
 def test_what_is_shown_belongs_to_the_caller() -> None:
     """Guarantee 3: a copy, whatever the caller does to it."""
     reg, _ = registry.subscribe(EMPTY, 1, "a", Subscription(call), 1)
-    for shown in (snapshots.channels_dict, registry.subscribers_dict):
+    for shown in (snapshots.channels_dict, snapshots.subscribers_dict):
         copy: Any = shown(reg, ["a"])
         for inner in copy.values():
             inner.clear()

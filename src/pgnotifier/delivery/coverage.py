@@ -5,7 +5,7 @@ Every method is called under the dispatcher's lock. No I/O, no threads: the call
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
@@ -53,10 +53,18 @@ class Coverage:
         self._states: dict[tuple[str, Hashable], _State] = {}
 
     def update(
-        self, channel: str, id: Hashable, wanted: bool, covered: bool, since: datetime, until: datetime
+        self,
+        channel: str,
+        id: Hashable,
+        wanted: bool,
+        covered: bool,
+        since: datetime,
+        until: datetime,
+        tell: Callable[[ListenCall], object] = lambda call: None,
     ) -> ListenCall | None:
         """Follow a change of one subscription; return the call that is due.
 
+        `tell(call)` comes before the call counts as made: after Ctrl-C in between it is made twice, and not never.
         `wanted`: it is registered with an `on_listen`. `covered`: it hears everything from now on. When that ends,
         it had heard everything before `since`.
         """
@@ -66,12 +74,14 @@ class Coverage:
         state = self._states.setdefault((channel, id), _State())
         call = None
         if covered and not state.covered:
-            missed, state.missed = state.missed, None
+            missed = state.missed
             if not state.told:
                 call = ListenCall(channel, None, state)
             elif missed is not None:
                 call = ListenCall(channel, replace(missed, since=earliest(missed.since), until=until), state)
-            state.told = True
+            if call is not None:
+                tell(call)
+            state.told, state.missed = True, None
         elif state.covered and not covered:
             state.miss(Gap(channel, "muted", since, until))
         state.covered = covered

@@ -78,18 +78,19 @@ class Dispatcher:
         covered = sub is not None and name in self.active
         if wanted and not covered and not self.coverage.is_told(name, id):
             sub = None  # no call comes before the first on_listen
-        due = self.coverage.update(name, id, wanted, covered, confirmed, now())
-        if sub is not None:
-            if sub.pulled is not None and (box is None or box.owner is not sub.pulled):
-                box = self.boxes[id] = Mailbox(id, self.limit).pulled_by(sub.pulled)
-            elif box is None:
-                box = self.boxes[id] = Mailbox(id, self.limit)
-            box.follow(name, sub)
-            if due is not None:
-                box.tell(due)
-                self.turns.add(box)
-        elif box is not None and name in box.subs:
-            self._void(box, name, "muted", confirmed)
+        if sub is None:
+            self.coverage.update(name, id, wanted, False, confirmed, now())
+            if box is not None and name in box.subs:
+                self._void(box, name, "muted", confirmed)
+            return
+        if sub.pulled is not None and (box is None or box.owner is not sub.pulled):
+            box = self.boxes[id] = Mailbox(id, self.limit).pulled_by(sub.pulled)
+        elif box is None:
+            box = self.boxes[id] = Mailbox(id, self.limit)
+        box.follow(name, sub)
+        self.coverage.update(name, id, wanted, covered, confirmed, now(), box.tell)
+        if box.entries:
+            self.turns.add(box)
 
     def _void(self, box: Mailbox, name: str, reason: Reason, confirmed: datetime) -> None:
         """Throw away what waits for a subscription that is no longer covered, and void the hand. Under the lock."""

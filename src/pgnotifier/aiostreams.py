@@ -1,0 +1,124 @@
+"""Streams for coroutines, and changes that a task awaits (guarantees 16 and 17). Everything on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from . import changes
+from .calls import until
+from .delivery import Stream
+from .errors import StreamClosed
+from .events import Event
+from .shared import Step
+from .types import Deliver
+from .validation import check_timeout
+
+if TYPE_CHECKING:
+    from .notifier import Notifier
+
+FAIR = 64  # events after which other tasks have their turn, however many wait
+
+
+async def change(notifier: Notifier, step: Step, autorun: bool = True, undo: Step | None = None) -> None:
+    """Make `step`; returns when the server follows. Changes are made in their order. Raises as `Supervisor.change`.
+
+    If the task is cancelled, the change is made all the same; with `undo` it is not made, or undone, without a wait.
+    """
+    shared = notifier._supervisor.shared
+    request = changes.begin(shared, step, autorun, ordered=True)
+    try:
+        await until(request.done, request.done.is_set)
+    except BaseException:  # no `await` here: the task may be cancelled at each
+        if undo is not None:
+            changes.take_back(shared, request, undo)
+        raise
+    if request.error is not None:
+        raise request.error
+
+
+class AsyncStream:
+    """Notifications on some channels, for coroutines. Made by `AsyncNotifier.listen`.
+
+    `async with` it, then `async for event in stream:`, or `get`, in any tasks: each event goes to one of them. Events
+    and all else as of `Stream`. Every call is on the event loop that the block was entered on, or another one.
+    """
+
+    def __init__(self, notifier: Notifier, channels: tuple[str, ...], id: Hashable, deliver: Deliver) -> None:
+        self._notifier = notifier
+        self._stream: Stream = notifier._new_stream(channels, id)
+        self._deliver = deliver
+        self._entered = False
+        self._taken = 0
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return self._stream.channels
+
+    @property
+    def id(self) -> Hashable:
+        """What it is called in `subscribers()`: the id that was given, or the stream itself."""
+        return self if self._stream.id is self._stream else self._stream.id
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or (not isinstance(other, AsyncStream) and self._stream == other)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
+
+    async def __aenter__(self) -> AsyncStream:
+        if self._entered:
+            raise RuntimeError(f"{self!r} has been entered already: take another one")
+        self._entered, stream = True, self._stream
+        step = self._notifier._listening(stream, self._deliver)
+        try:
+            await change(self._notifier, step, undo=stream.closing)
+        except BaseException:
+            stream.pull.closed = True
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._stream.close()
+
+    async def close(self) -> None:
+        """End it, as `Stream.close`: nothing comes from now on. Waits for nothing."""
+        self._stream.close()
+
+    async def get(self, timeout: float | None = None) -> Event:
+        """The next event. Waits for it, for `timeout` seconds at most; an event is never lost to a cancellation.
+
+        Raises `TimeoutError`, and `StreamClosed` if nothing comes any more. `RuntimeError` outside its block.
+        """
+        if not self._entered:
+            raise RuntimeError("enter the stream first: async with n.listen(...) as stream")
+        deadline = inf if timeout is None else monotonic() + check_timeout(timeout)
+        stream, pull = self._stream, self._stream.pull
+        self._taken += 1
+        if self._taken % FAIR == 0:
+            await asyncio.sleep(0)  # before an event is taken, for here the task may be cancelled
+        while True:
+            over = pull.is_over
+            event = pull.next()
+            if event is not None:
+                return event
+            if over:
+                raise stream.over()
+            seconds = None if deadline == inf else deadline - monotonic()
+            if not await until(stream.bell, lambda: pull.has_news or pull.is_over, seconds):
+                raise stream.late(timeout)
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            return await self.get()
+        except StreamClosed:
+            raise StopAsyncIteration from None
