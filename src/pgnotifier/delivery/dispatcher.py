@@ -167,6 +167,10 @@ class Dispatcher:
                     for name in tuple(box.subs):
                         if name != SYSCHAN:
                             self._void(box, name, "stopped", confirmed)
+                for entry in self.posting.registry.channels.values():
+                    for sub in entry.subscribers.values():
+                        if sub.pulled is not None:
+                            self.turns.notice(sub.pulled)
                 self.posting.halt(event)
                 self.turns.running = False
 
