@@ -168,7 +168,7 @@ class Dispatcher:
                         if name != SYSCHAN:
                             self._void(box, name, "stopped", confirmed)
                 self.posting.halt(event)
-                self.turns.running = False
+                self.turns.halt()
 
     def for_child(self, confirmed: datetime) -> Dispatcher:
         """In a forked child: a dispatcher that knows what subscribers were told, with a lock that nobody holds."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 from ..flag import Bell
 from .coverage import Coverage, ListenCall
@@ -45,6 +46,7 @@ class Turns:
         self._queue: deque[Mailbox] = deque()
         self._paused: list[Mailbox] = []
         self._noticed: list[Owner] = []  # executors to be told that something came
+        self.readers: WeakSet[Owner] = WeakSet()  # streams that found nothing; they may have no mailbox
 
     def add(self, box: Mailbox) -> None:
         """Something was put into the mailbox: have it stand in the queue, or its owner hear of it."""
@@ -72,6 +74,12 @@ class Turns:
                 box.state = IDLE  # whatever it was: this is no transition
                 if box.entries:
                     self.add(box)
+
+    def halt(self) -> None:
+        """Workers find nothing from now on, and readers of streams end."""
+        self.running = False
+        self._noticed += self.readers
+        self.readers.clear()
 
     def clear(self) -> None:
         """Leave workers nothing to do: in a forked child, the only thread may be one."""
