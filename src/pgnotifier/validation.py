@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache, partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, cast
 
 from .errors import InvalidChannel, shown
@@ -131,7 +131,8 @@ def make_subscription(
     check_deliver(deliver)
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise TypeError(f"loop must be an event loop, not {shown(loop)}")
-    awaits, tells_by_awaiting = _is_coroutine_function(fn), _is_coroutine_function(on_listen)
+    awaits = _runs(fn, inspect.iscoroutinefunction)
+    tells_by_awaiting = _runs(on_listen, inspect.iscoroutinefunction)
     if loop is None and (awaits or tells_by_awaiting):
         try:
             loop = asyncio.get_running_loop()
@@ -143,71 +144,33 @@ def make_subscription(
     return Subscription(fn, False, on_listen, deliver == "latest", loop, awaits, tells_by_awaiting)
 
 
-_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-
-
 def _check_callback(what: str, f: object, arguments: tuple[str, ...]) -> None:
     """Raise TypeError if `f` cannot be called with these arguments, or if a call would not run its body."""
     if not callable(f):
         raise TypeError(f"{what} must be callable, not {shown(f)}")
-    function = _function(f)
-    if function is not None and function.__code__.co_flags & _GENERATOR:
+    if _runs(f, inspect.isgeneratorfunction) or _runs(f, inspect.isasyncgenfunction):
         raise TypeError(f"{what} must not be a generator function, because a call does not run its body: {shown(f)}")
-    if not _takes(f, len(arguments)):
+    lasting = isinstance(f, BuiltinFunctionType) and isinstance(f.__self__, ModuleType)  # such as `print`
+    try:
+        signature = _signature(f) if lasting else _signature.__wrapped__(f)
+    except Exception:
+        return  # Python does not know
+    try:
+        signature.bind(*arguments)
+    except TypeError:
         raise TypeError(
             f"{what} is called with {len(arguments)} positional arguments ({', '.join(arguments)}), "
             f"which this one does not take: {shown(f)}"
-        )
+        ) from None
 
 
-def _function(f: object) -> FunctionType | None:
-    """The Python function that a call of `f` runs: through partials, methods and objects; None if there is none."""
-    for _ in range(100):  # nobody nests so deep
-        if isinstance(f, FunctionType):
-            return f
-        if isinstance(f, partial):
-            f = f.func
-        elif isinstance(f, MethodType):
-            f = f.__func__
-        else:
-            f = None if isinstance(f, type) else getattr(f, "__call__", None)  # noqa: B004
-            if not isinstance(f, FunctionType | MethodType | partial):
-                return None
-    return None
+@lru_cache(maxsize=100)
+def _signature(f: Callable[..., object]) -> inspect.Signature:
+    return inspect.signature(f, follow_wrapped=False)  # what is called is the wrapper
 
 
-def _takes(f: Callable[..., object], count: int) -> bool:
-    """Whether `f` can be called with so many positional arguments, as far as Python knows."""
-    function: object = f
-    if type(f) is MethodType:
-        function, count = f.__func__, count + 1
-    if type(function) is FunctionType:  # most are: `inspect` takes longer than all other checks together
-        code = function.__code__
-        most = math.inf if code.co_flags & inspect.CO_VARARGS else code.co_argcount
-        least = code.co_argcount - len(function.__defaults__ or ())
-        return least <= count <= most and code.co_kwonlyargcount <= len(function.__kwdefaults__ or ())
-    if type(f) is BuiltinFunctionType and isinstance(f.__self__, ModuleType):
-        return _binds_once(f, count)
-    return _binds(f, count)
-
-
-def _binds(f: Callable[..., object], count: int) -> bool:
-    try:
-        signature = inspect.signature(f, follow_wrapped=False)  # what is called is the wrapper
-    except Exception:
-        return True
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        return False
-    return True
-
-
-_binds_once = lru_cache(maxsize=100)(_binds)  # for a module's own functions, such as `print`: they live for ever
-
-
-def _is_coroutine_function(f: object) -> bool:
-    """Whether calling `f` gives a coroutine: an `async def`, a partial of one, or an object whose call is one."""
-    if f is None or (type(f) is FunctionType and not f.__code__.co_flags & inspect.CO_COROUTINE and not f.__dict__):
-        return False  # most are this; what is below takes longer than all other checks together
-    return inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None))  # noqa: B004
+def _runs(f: object, kind: Callable[[Any], bool]) -> bool:
+    """Whether a call of `f` runs a function of that kind: `f`, what it is a partial of, or either's `__call__`."""
+    while isinstance(f, partial):
+        f = f.func
+    return kind(f) or (not isinstance(f, type | FunctionType) and kind(getattr(f, "__call__", None)))  # noqa: B004

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from conftest import until
-from pgnotifier import Notifier, UnknownChannel, UnknownSubscriber
+from pgnotifier import Notifier, StreamClosed, UnknownChannel, UnknownSubscriber
 
 Conn = psycopg.Connection[Any]
 SYSCHAN = Notifier.SYSCHAN
@@ -79,6 +79,7 @@ class Chaos:
             "add_channels": lambda: n.add_channels(some),
             "channels": n.channels,
             "is_running": n.is_running,
+            "listen": lambda: self.listen(some or [name], id, rng.random() < 0.5),
             "mute_channels": lambda: n.mute_channels(some),
             "mute_subscriber": lambda: n.mute_subscriber(id, some),
             "muted_channels": lambda: n.muted_channels(some),
@@ -111,6 +112,18 @@ class Chaos:
                 raise
         with self.lock:
             self.made[f"{method} in a {where}"] += 1
+
+    def listen(self, names: list[str], id: int, closes: bool) -> None:
+        try:
+            stream = self.n.listen(*names, id=("stream", id) if closes else None)
+        except ValueError:
+            return  # the id is taken
+        try:
+            stream.get(0)
+        except (TimeoutError, StreamClosed):
+            pass
+        if closes:  # otherwise Python does
+            stream.close()
 
     def from_callbacks(self) -> int:
         with self.lock:
@@ -168,6 +181,7 @@ INSIDE: dict[str, Case] = {  # what the callback calls, for its own channel, and
     "add_channels": (lambda n, own: n.add_channels("new"), lambda n, own: "new" in n.channels()),
     "channels": (lambda n, own: n.channels(), lambda n, own: True),
     "is_running": (lambda n, own: n.is_running(), lambda n, own: True),
+    "listen": (lambda n, own: n.listen("new").close(), lambda n, own: "new" not in n.channels()),
     "mute_channels": (lambda n, own: n.mute_channels("other"), lambda n, own: n.muted_channels() == ["other"]),
     "mute_channels its own": (lambda n, own: n.mute_channels(own), lambda n, own: own not in n.active_channels()),
     "mute_channels all": (lambda n, own: n.mute_channels(), lambda n, own: n.active_channels() == []),
