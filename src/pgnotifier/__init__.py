@@ -13,6 +13,7 @@ from .errors import (
 # The errors come first, because they say what to install where psycopg finds no libpq.
 # isort: split
 from .aio import AsyncNotifier
+from .aiostreams import AsyncStream
 from .connection import as_async
 from .delivery import Stream
 from .events import Listening, Notification
@@ -23,6 +24,7 @@ from .payload import decode, encode
 
 __all__ = [
     "AsyncNotifier",
+    "AsyncStream",
     "CannotListen",
     "Gap",
     "InvalidChannel",

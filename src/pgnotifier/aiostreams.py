@@ -44,18 +44,19 @@ class AsyncStream:
     """Notifications on some channels, for coroutines. Made by `AsyncNotifier.listen`.
 
     `async with` it, then `async for event in stream:`, or `get`, in any tasks: each event goes to one of them. Events
-    and all else as of `Stream`. Every call is on the event loop that the block was entered on, or another one.
+    and all else as of `Stream`. It can be entered once.
     """
 
     def __init__(self, notifier: Notifier, channels: tuple[str, ...], id: Hashable, deliver: Deliver) -> None:
         self._notifier = notifier
         self._stream: Stream = notifier._new_stream(channels, id)
-        self._deliver = deliver
+        self._step = notifier._listening(self._stream, deliver)
         self._entered = False
         self._taken = 0
 
     @property
     def channels(self) -> tuple[str, ...]:
+        """Those that it was made with."""
         return self._stream.channels
 
     @property
@@ -73,15 +74,18 @@ class AsyncStream:
         return repr(self._stream)
 
     async def __aenter__(self) -> AsyncStream:
-        if self._entered:
-            raise RuntimeError(f"{self!r} has been entered already: take another one")
-        self._entered, stream = True, self._stream
-        step = self._notifier._listening(stream, self._deliver)
+        stream = self._stream
+        if self._entered or stream.pull.closed:
+            raise RuntimeError(f"{self!r} has been entered or closed already: take another one")
+        self._entered = True
         try:
-            await change(self._notifier, step, undo=stream.closing)
+            await change(self._notifier, self._step, undo=stream.closing)
         except BaseException:
             stream.pull.closed = True
             raise
+        if stream.pull.closed:  # by another task, and so before it was registered
+            self._notifier._supervisor.release(stream.closing)
+            raise stream.over()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

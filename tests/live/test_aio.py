@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 from conftest import until
+from loops import cancelled_twice, given_up_by_anyio, run, seeded, threads, until_
 from pgnotifier import (
     AsyncNotifier,
     Gap,
@@ -39,24 +40,6 @@ AWAITED = {
 }
 
 
-def new_loop(kind: str) -> asyncio.AbstractEventLoop:
-    if kind == "uvloop":
-        return pytest.importorskip("uvloop").new_event_loop()
-    loop = asyncio.new_event_loop()
-    loop.set_debug(kind == "debug")
-    return loop
-
-
-def run(main: Coroutine[Any, Any, None], kind: str = "debug") -> None:
-    """Run on a new event loop, for 30 s at most, and see that no task is left on it."""
-    loop = new_loop(kind)
-    try:
-        loop.run_until_complete(asyncio.wait_for(main, 30))
-        assert asyncio.all_tasks(loop) == set()
-    finally:
-        loop.close()
-
-
 @pytest.fixture(params=["asyncio", "debug", "uvloop"])
 def kind(request: pytest.FixtureRequest) -> str:
     if request.param == "uvloop":
@@ -66,21 +49,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def rng() -> random.Random:
-    """PGNOTIFIER_TEST_SEED repeats a run that failed."""
-    seed = int(os.environ.get("PGNOTIFIER_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"PGNOTIFIER_TEST_SEED={seed}")
-    return random.Random(seed)
-
-
-async def until_(condition: Any, timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        await asyncio.sleep(0.002)
-
-
-def threads() -> list[str]:
-    return sorted(t.name for t in threading.enumerate() if t.name.startswith("pgnotifier-"))
+    return seeded()
 
 
 def listening(conn: Conn) -> int:
@@ -495,21 +464,6 @@ def test_after_unsubscribe_the_callback_is_released(server: str, channel: str) -
 
 
 # -- cancellation ----------------------------------------------------------------------------------------------------
-
-
-async def given_up_by_anyio(call: Coroutine[Any, Any, Any], after: float) -> None:
-    """As Starlette does it: each further await in the clean-up is cancelled again."""
-    with anyio.move_on_after(after):
-        await call
-
-
-async def cancelled_twice(call: Coroutine[Any, Any, Any], after: float) -> None:
-    task = asyncio.ensure_future(call)
-    await asyncio.sleep(after)
-    task.cancel()
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
 
 
 @pytest.mark.parametrize("given_up", [given_up_by_anyio, cancelled_twice])

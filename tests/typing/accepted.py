@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypedDict
 
 from pyrsistent import PMap, pmap
-from typing_extensions import assert_type
+from typing_extensions import assert_never, assert_type
 
 import pgnotifier
 from pgnotifier import AsyncNotifier, Gap, Notifier, as_async, assoc_in, decode, dissoc_in, encode, filterkv
@@ -72,6 +72,19 @@ async def coroutines() -> None:
         await a.notify("a", {"id": 1})
         assert_type(await a.wait(1), bool)
         assert_type(a.status()["pid"], int | None)
+        async with a.listen("a", "b", id="s", deliver="latest") as stream:
+            assert_type(stream, pgnotifier.AsyncStream)
+            assert_type(await stream.get(1), pgnotifier.Notification | pgnotifier.Listening)
+            async for event in stream:
+                match event:
+                    case pgnotifier.Notification(channel, _, pid):
+                        assert_type((channel, pid), tuple[str, int])
+                    case pgnotifier.Listening(channels, gaps):
+                        assert_type(channels, tuple[str, ...])
+                        assert_type(gaps, tuple[Gap, ...])
+                    case _:
+                        assert_never(event)
+            await stream.close()
         await a.stop(drain=True)
 
 
