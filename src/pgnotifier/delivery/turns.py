@@ -52,7 +52,11 @@ class Turns:
             self._queue.append(box)  # first: an interrupted thread may leave it here twice, but never out of it
             box.state = READY
         elif box.owner is not None:
-            self._noticed.append(box.owner)
+            self.notify(box.owner)
+
+    def notify(self, owner: Owner) -> None:
+        """Have an executor look again, when the lock is given back."""
+        self._noticed.append(owner)
 
     def resume(self, box: Mailbox) -> None:
         """A failed on_listen is called again now, or not at all."""
@@ -145,6 +149,8 @@ class Turns:
         back to the coverage, or is made first if the subscription is covered again.
         """
         hand, rest, void = box.hand, box.rest, box.sub is None
+        if box.places is not None:
+            self.delivered += box.given()
         box.hand = box.sub = box.rest = None
         box.held = 0
         if rest is not None:
