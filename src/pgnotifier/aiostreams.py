@@ -13,6 +13,7 @@ from .calls import until
 from .delivery import Stream
 from .errors import StreamClosed
 from .events import Event
+from .registry import Keyed
 from .shared import Step
 from .types import Deliver
 from .validation import check_timeout
@@ -40,7 +41,7 @@ async def change(notifier: Notifier, step: Step, autorun: bool = True, undo: Ste
         raise request.error
 
 
-class AsyncStream:
+class AsyncStream(Keyed):
     """Notifications on some channels, for coroutines. Made by `AsyncNotifier.listen`.
 
     `async with` it, then `async for event in stream:`, or `get`, in any tasks: each event goes to one of them. Events
@@ -50,6 +51,7 @@ class AsyncStream:
     def __init__(self, notifier: Notifier, channels: tuple[str, ...], id: Hashable, deliver: Deliver) -> None:
         self._notifier = notifier
         self._stream: Stream = notifier._new_stream(channels, id)
+        self.key: Hashable = self._stream.key
         self._step = notifier._listening(self._stream, deliver)
         self._entered = False
         self._taken = 0
@@ -75,15 +77,15 @@ class AsyncStream:
 
     async def __aenter__(self) -> AsyncStream:
         stream = self._stream
-        if self._entered or stream.pull.closed:
+        if self._entered or stream.closed:
             raise RuntimeError(f"{self!r} has been entered or closed already: take another one")
         self._entered = True
         try:
             await change(self._notifier, self._step, undo=stream.closing)
         except BaseException:
-            stream.pull.closed = True
+            stream.bell.over = True
             raise
-        if stream.pull.closed:  # by another task, and so before it was registered
+        if stream.closed:  # by another task, and so before it was registered
             self._notifier._supervisor.release(stream.closing)
             raise stream.over()
         return self

@@ -122,6 +122,7 @@ class _Change:
     def _commit(self, new: Registry, touched: Iterable[Touched]) -> None:
         """Under the lock."""
         self._shared.commit(self._life, new, touched, self._changed, self._refused, self._since)
+        self._session.discard(self._changed)
         with contextlib.suppress(ValueError):  # a new session's own
             self._life.requests.remove(self._request)
 

@@ -326,7 +326,13 @@ class Notifier:
     def _listening(self, stream: Stream, deliver: Deliver) -> Step:
         check_deliver(deliver)
         sub = stream.subscription(deliver == "latest")
-        return lambda reg: registry.listen(reg, stream.key, stream.channels, sub, self._next_serial())
+
+        def step(reg: Registry) -> registry.Step:
+            if stream.closed:  # meanwhile, where this waits for what a signal handler has interrupted
+                return nothing(reg)
+            return registry.listen(reg, stream.key, stream.channels, sub, self._next_serial())
+
+        return step
 
     def _delivery(self) -> tuple[Dispatcher, Calls]:
         return self._dispatcher, self._supervisor.calls

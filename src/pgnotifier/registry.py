@@ -23,6 +23,13 @@ SYSCHAN = "PGNOTIFIER"
 NO_CHANNELS: PMap[str, bool] = pmap()
 NO_SERIALS: PMap[str, int] = pmap()
 
+
+class Keyed:
+    """What users may give in place of the id that the registry holds for it."""
+
+    key: Hashable
+
+
 Touched = tuple[str, tuple[Hashable, ...] | None]  # a channel, and ids on it; None: all of them
 
 

@@ -195,13 +195,16 @@ class Supervisor:
                 self.shared.dispatcher.turns.bell.wait_for(lambda: False, seconds)
         self.wait_idle(deadline)
 
-    def wait_idle(self, deadline: float) -> bool:
-        """Wait until nothing waits and no call is under way, until `deadline` at most; returns whether that is so."""
+    def wait_idle(self, deadline: float, streams: bool = True) -> bool:
+        """Wait until nothing waits and no call is under way, until `deadline` at most; returns whether that is so.
+
+        `streams`: nor is anything left in a stream.
+        """
         turns = self.shared.dispatcher.turns
         turns.reclaim()
         idle = self.shared.dispatcher.is_idle
-        turns.bell.wait_for(lambda: idle() or self.in_a_callback(), max(0.0, deadline - monotonic()))
-        return idle()
+        turns.bell.wait_for(lambda: idle(streams) or self.in_a_callback(), max(0.0, deadline - monotonic()))
+        return idle(streams)
 
     def in_a_callback(self) -> bool:
         """Whether the current thread makes calls, or runs an event loop that does or is about to."""

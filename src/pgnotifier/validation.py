@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from .errors import InvalidChannel, shown
 from .flag import LONGEST
-from .registry import Subscription
+from .registry import Keyed, Subscription
 from .types import Callback, DbConf, OnListen
 
 MAX_CHANNEL_BYTES = 63
@@ -48,7 +48,9 @@ def check_channels(channels: object) -> tuple[str, ...]:
 
 
 def check_id(id: object) -> Hashable:
-    """Return `id` if it can be a key."""
+    """Return `id` if it can be a key, or what a stream is called in the registry."""
+    if isinstance(id, Keyed):
+        return id.key
     try:
         hash(id)
     except Exception:

@@ -13,7 +13,20 @@ from pyrsistent import PMap, pmap
 from typing_extensions import assert_never, assert_type
 
 import pgnotifier
-from pgnotifier import AsyncNotifier, Gap, Notifier, as_async, assoc_in, decode, dissoc_in, encode, filterkv
+from pgnotifier import (
+    AsyncNotifier,
+    Gap,
+    Listening,
+    Notification,
+    Notifier,
+    Stream,
+    as_async,
+    assoc_in,
+    decode,
+    dissoc_in,
+    encode,
+    filterkv,
+)
 from pgnotifier.types import (
     AsyncCallback,
     AsyncOnListen,
@@ -217,6 +230,35 @@ assert_type(n.muted_channels(["orders"]), list[str])
 assert_type(n.muted_subscribers(), dict[str, list[Hashable]])
 assert_type(n.SYSCHAN, str)
 assert_type(Notifier.SYSCHAN, str)
+
+# -- streams --------------------------------------------------------------------------------------------------------
+
+with n.listen("orders", "customers", id=("mine", 1), deliver="latest") as stream:
+    assert_type(stream, Stream)
+    for event in stream:
+        assert_type(event, Notification | Listening)
+        match event:
+            case Listening(channels=names_of, gaps=gaps):
+                assert_type(names_of, tuple[str, ...])
+                assert_type(gaps, tuple[Gap, ...])
+            case Notification(channel=channel_of, pid=pid_of):
+                assert_type(channel_of, str)
+                assert_type(pid_of, int)
+        match event:
+            case Listening():
+                assert_type(event.gaps, tuple[Gap, ...])
+            case _:
+                assert_type(event, Notification)
+        match event:
+            case Listening(channels_, gaps_):
+                assert_type(gaps_, tuple[Gap, ...])
+            case Notification(name_, payload_, pid_):
+                assert_type(pid_, int)
+assert_type(stream.get(), Notification | Listening)
+assert_type(stream.get(timeout=1), Notification | Listening)
+assert_type(stream.id, Hashable)
+n.mute_subscriber(stream)
+stream.close()
 
 # -- the rest -------------------------------------------------------------------------------------------------------
 

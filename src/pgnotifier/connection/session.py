@@ -53,6 +53,16 @@ class Session(Exchange):
             self.close()
             raise
 
+    def discard(self, names: Collection[str]) -> None:
+        """Throw away what waits in the backlog for those of the channels that are listened to no longer.
+
+        If they are listened to again, it would come after the gap that tells of it.
+        """
+        left = {name for name in names if name not in self.active}
+        if left:
+            for batch in self.backlog:
+                batch.notifications = [n for n in batch.notifications if n.channel not in left]
+
     def listen(
         self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
     ) -> None:

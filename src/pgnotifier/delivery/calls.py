@@ -36,10 +36,25 @@ class Calls:
                     payloads[place] = self._decoded(run, place)
         return payloads[place]
 
-    def _decoded(self, run: Run, place: int) -> Any:
+    def own_payload(self, run: Run, place: int) -> Any:
+        """The same for a stream's reader, which waits for nobody and holds up nobody: it may decode its own copy.
+
+        What is no `Exception`, such as Ctrl-C, is raised.
+        """
+        payloads = run.payloads
+        payload = UNKNOWN if payloads is None else payloads[place]
+        if payload is UNKNOWN:
+            payload = self._decoded(run, place, Exception)
+            if payloads is not None and not run.lock.locked():
+                with run.lock:
+                    if payloads[place] is UNKNOWN:
+                        payloads[place] = payload
+        return payload
+
+    def _decoded(self, run: Run, place: int, reported: type[BaseException] = BaseException) -> Any:
         try:
             return self.decode(run.notifications[place][1])
-        except BaseException as error:
+        except reported as error:
             self.undecodable(run, place, error)
             return FAILED
 

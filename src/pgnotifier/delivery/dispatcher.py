@@ -15,7 +15,7 @@ from pyrsistent import PMap
 
 from ..clock import now
 from ..gap import Gap, Reason
-from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Touched
+from ..registry import NO_CHANNELS, SYSCHAN, Channel, Registry, Subscription, Touched
 from .coverage import Coverage, ListenCall
 from .mailbox import Mailbox
 from .posting import Posting
@@ -64,6 +64,8 @@ class Dispatcher:
                     ids = tuple({e: None for c in (before, entry) if c is not None for e in c.subscribers})
                 for id in ids:
                     self._follow(id, name, entry, confirmed)
+                    if before is not None and before is not entry and id not in reg.ids:
+                        self._end_stream(before.subscribers.get(id))
         self.turns.wake()
 
     def _follow(self, id: Hashable, name: str, entry: Channel | None, confirmed: datetime) -> None:
@@ -93,6 +95,12 @@ class Dispatcher:
         if box.entries:
             self.turns.add(box)
 
+    def _end_stream(self, sub: Subscription | None) -> None:
+        """If it was a stream's, end that, because it has no channel any more. Under the lock."""
+        if sub is not None and sub.pulled is not None:
+            sub.pulled.over = True
+            self.turns.notice(sub.pulled)
+
     def _void(self, box: Mailbox, name: str, reason: Reason, confirmed: datetime) -> None:
         """Throw away what waits for a subscription that is no longer covered, and void the hand. Under the lock."""
         since, calls = box.loss(name, confirmed)
@@ -100,10 +108,10 @@ class Dispatcher:
             self.coverage.give_back(box.id, call)  # first: after Ctrl-C in between it is told twice, and not never
         del box.subs[name]
         box.purge(name)
+        if box.sub is None and box.places is not None:
+            self.turns.delivered += box.given()
         if box.state is PAUSED and calls:
             self.turns.resume(box)
-        if box.state is PULLED:
-            self.turns.add(box)  # readers may have nothing to wait for any more
         self.turns.forget(box)
 
     def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
@@ -168,12 +176,11 @@ class Dispatcher:
                     for name in tuple(box.subs):
                         if name != SYSCHAN:
                             self._void(box, name, "stopped", confirmed)
-                for entry in self.posting.registry.channels.values():
-                    for sub in entry.subscribers.values():
-                        if sub.pulled is not None:
-                            self.turns.notice(sub.pulled)
                 self.posting.halt(event)
                 self.turns.running = False
+                subs = (s for entry in self.posting.registry.channels.values() for s in entry.subscribers.values())
+                for owner in {sub.pulled for sub in subs if sub.pulled is not None}:
+                    self.turns.notice(owner)  # also where no mailbox is: its readers' loops end
 
     def for_child(self, confirmed: datetime) -> Dispatcher:
         """In a forked child: a dispatcher that knows what subscribers were told, with a lock that nobody holds."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..clock import earliest
@@ -86,6 +87,8 @@ class Mailbox:
     owner: Owner | None = None  # the executor that has it, if that wants to hear of what comes
     attempt: int = 0  # failed calls of on_listen
     resume_at: float = 0.0  # monotonic seconds, when it is called again
+    places: Any = None  # an iterator over what of the hand no reader has had, if it is a stream's
+    undecoded: int = 0  # notifications that its readers could not decode, and that are not counted yet
     taken: int = 0  # notifications, of all that were put
     rate: Rate = field(default_factory=Rate)
     blocking: bool = False  # the listener waits for room here
@@ -99,7 +102,8 @@ class Mailbox:
         self.state = state
 
     def __len__(self) -> int:
-        return self.waiting + self.held
+        places = self.places
+        return self.waiting + (self.held if places is None else length_hint(places))
 
     @property
     def room(self) -> int:
@@ -197,6 +201,14 @@ class Mailbox:
         self.taken += 1
         self.hand, self.sub, self.held = entry, sub, 0
         return True
+
+    def given(self) -> int:
+        """How many of the hand a stream's readers were given, and could decode; counted once."""
+        places, self.places = self.places, None
+        number = 0 if places is None or self.hand is None else self.hand.size - length_hint(places)
+        failed = min(number, self.undecoded)
+        self.undecoded -= failed
+        return number - failed
 
     def put_back(self, rest: Entry) -> None:
         """Have what of the hand was not handled stand before all that waits."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import StreamClosed
 from ..events import Event, Listening, Notification
 from ..flag import Bell
-from ..registry import Registry, Step, Subscription, close_stream
+from ..registry import Keyed, Registry, Step, Subscription, close_stream
 from ..validation import check_timeout
 from .coverage import ListenCall
 from .mailbox import FAILED, Mailbox, Run
@@ -32,6 +32,7 @@ class Puller(Bell):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
+        self.over: bool = False  # closed, or left without channels: nothing comes any more
 
     def __repr__(self) -> str:
         return self._name
@@ -74,43 +75,50 @@ class _Hand:
 class Pull:
     """Takes events out of a stream's mailbox. Any number of threads and event loops."""
 
-    def __init__(self, home: Home, id: Hashable, channels: tuple[str, ...]) -> None:
-        self._home, self._id, self._channels = home, id, channels
+    def __init__(self, home: Home, id: Hashable, puller: Puller, channels: tuple[str, ...]) -> None:
+        self._home, self._id, self._puller, self._channels = home, id, puller, channels
         self._hand: _Hand | None = None
-        self.closed = False
 
     @property
     def is_over(self) -> bool:
         """Whether nothing comes any more: the stream is closed, or the notifier stopped."""
-        return self.closed or not self._home._delivery()[0].turns.running
+        return self._puller.over or not self._home._delivery()[0].turns.running
 
     @property
     def has_news(self) -> bool:
         """Whether something waits, as far as can be told without the lock."""
-        box = self._home._delivery()[0].boxes.get(self._id)
+        box = self._box(self._home._delivery()[0])
         return box is not None and (bool(box.entries) or box.hand is not None)
+
+    @property
+    def is_barred(self) -> bool:
+        """Whether this thread must not wait: it holds the state lock, and a signal handler has interrupted it."""
+        return bool(self._home._delivery()[0].lock._is_owned())
+
+    def _box(self, dispatcher: Dispatcher) -> Mailbox | None:
+        box = dispatcher.boxes.get(self._id)
+        return box if box is not None and box.owner is self._puller else None  # another may have the id by now
 
     def next(self) -> Event | None:
         """The next event; None if nothing waits."""
         dispatcher, calls = self._home._delivery()
-        while not self.closed:
+        while not self._puller.over:
             hand = self._hand
             place = None if hand is None or hand.is_void else next(hand.places, None)
             if hand is None or place is None:
+                if dispatcher.lock._is_owned():  # by what a signal handler or finalizer has interrupted
+                    return None
                 with dispatcher.lock:
                     event = self._take(dispatcher, hand)
-                if self._hand is hand:
-                    return event
-                if event is not None:
+                if hand is not None or event is not None:
+                    dispatcher.follow_up([] if hand is None else [hand.box])
+                if event is not None or self._hand is None:
                     return event
                 continue
             run = hand.run
-            last = place + 1 == run.stop
-            if last:  # before it is decoded, so that other readers do not wait for that
-                with dispatcher.lock:
-                    self._end(dispatcher, hand)
-                dispatcher.follow_up([hand.box])
-            payload = calls.payload(run, place)
+            payload = calls.own_payload(run, place)
+            if payload is FAILED or place + 1 == run.stop:
+                self._settle(dispatcher, hand, place, payload is FAILED)
             if payload is not FAILED:
                 return Notification(run.channel, payload, run.notifications[place][2])
         return None
@@ -121,13 +129,14 @@ class Pull:
             return None  # another reader was first
         if before is not None:
             self._end(dispatcher, before)
-        box = dispatcher.boxes.get(self._id)
+        box = self._box(dispatcher)
         calls = list[ListenCall]()
         while box is not None and (not calls or (box.entries and isinstance(box.entries[0], ListenCall))):
-            if not box.take():
+            if box.hand is None and not box.take():  # Ctrl-C may have left something in hand
                 break
             if isinstance(box.hand, Run):
                 self._hand = _Hand(box, box.hand)
+                box.places = self._hand.places
                 break
             if box.hand is not None:
                 calls.append(box.hand)
@@ -138,14 +147,25 @@ class Pull:
         told = tuple(name for name in self._channels if name in names)
         return Listening(told, tuple(call.gap for call in calls if call.gap is not None))
 
+    def _settle(self, dispatcher: Dispatcher, hand: _Hand, place: int, failed: bool) -> None:
+        """After the last of a run end the turn; count a payload that can't be decoded. Without the lock."""
+        if dispatcher.lock._is_owned():
+            return  # `_take` ends it
+        with dispatcher.lock:
+            hand.box.undecoded += failed
+            if place + 1 == hand.run.stop:
+                self._end(dispatcher, hand)
+        dispatcher.follow_up([hand.box])
+
     def _end(self, dispatcher: Dispatcher, hand: _Hand) -> None:
+        """Under the lock. What was read is kept alive no longer."""
         if hand.box.hand is hand.run:
-            if hand.box.sub is not None:
-                dispatcher.turns.delivered += hand.run.size
             dispatcher.turns.end(hand.box)
+        if self._hand is hand:
+            self._hand = None
 
 
-class Stream:
+class Stream(Keyed):
     """Notifications on some channels, to be taken. Made by `Notifier.listen`.
 
     `for event in stream:`, or `get`, from any threads: each event goes to one of them. An event is a `Notification`
@@ -162,7 +182,12 @@ class Stream:
         self._home = home
         self.bell: Puller = Puller(f"<stream of {', '.join(map(repr, channels))}>")
         self.key: Hashable = self.bell if id is None else id  # its id in the registry
-        self.pull: Pull = Pull(home, self.key, channels)
+        self.pull: Pull = Pull(home, self.key, self.bell, channels)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or has none of its channels any more."""
+        return self.bell.over
 
     @property
     def id(self) -> Hashable:
@@ -176,13 +201,13 @@ class Stream:
         return hash(self.bell)
 
     def __repr__(self) -> str:
-        return f"{self.bell!r}{' (closed)' if self.pull.closed else ''}"
+        return f"{self.bell!r}{' (closed)' if self.closed else ''}"
 
     def get(self, timeout: float | None = None) -> Event:
         """The next event. Waits for it, for `timeout` seconds at most.
 
         Raises `TimeoutError`, and `StreamClosed` where nothing comes any more: the stream is closed, or the notifier
-        stopped. After `start()` events come again.
+        stopped. After `start()` events come again. In a signal handler it may raise `TimeoutError` at once.
         """
         pull, deadline = self.pull, inf if timeout is None else monotonic() + check_timeout(timeout)
         while True:
@@ -192,12 +217,14 @@ class Stream:
                 return event
             if over:
                 raise self.over()
+            if pull.is_barred:
+                raise TimeoutError(f"{self!r}: nothing can come where a signal handler interrupts the notifier")
             seconds = None if deadline == inf else deadline - monotonic()
             if not self.bell.wait_for(lambda: pull.has_news or pull.is_over, seconds):
                 raise self.late(timeout)
 
     def over(self) -> StreamClosed:
-        return StreamClosed(f"{self!r}: {'it is closed' if self.pull.closed else 'the notifier is stopped'}")
+        return StreamClosed(f"{self!r}: {'it is closed' if self.closed else 'the notifier is stopped'}")
 
     def late(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"{self!r}: nothing came within {timeout:g} seconds")
@@ -213,9 +240,9 @@ class Stream:
 
     def close(self) -> None:
         """End it. Nothing comes from now on, and its readers' loops end. Does not wait for the server. Any thread."""
-        if not self.pull.closed:
+        if not self.closed:
             self._home._release(self.key, self.bell)
-            self.pull.closed = True
+            self.bell.over = True
             self.bell.ring()
 
     def __enter__(self) -> Stream:
@@ -225,8 +252,7 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        pull = getattr(self, "pull", None)
-        if pull is not None and not pull.closed:
+        if hasattr(self, "pull") and not self.closed:
             self._home._forget(self.key, self.bell)
 
     def subscription(self, latest: bool) -> Subscription:

@@ -155,6 +155,8 @@ class Turns:
         back to the coverage, or is made first if the subscription is covered again.
         """
         hand, rest, void = box.hand, box.rest, box.sub is None
+        if box.places is not None:
+            self.delivered += box.given()
         box.hand = box.sub = box.rest = None
         box.held = 0
         if rest is not None:
