@@ -23,4 +23,4 @@ def test_example(tmp_path: Path, name: str) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert len(EXAMPLES) == PAGE.count("```python") == 7
+    assert len(EXAMPLES) == PAGE.count("```python") == 8

@@ -4,8 +4,9 @@ Everything but the server is the library itself: the registry, the threads, the 
 Imports no test framework; the fixtures of pytest are in a module of their own.
 """
 
+from .aio import AsyncMemoryNotifier
 from .backend import Sent
 from .notifier import MemoryNotifier
 from .server import MemoryServer, Transaction
 
-__all__ = ["MemoryNotifier", "MemoryServer", "Sent", "Transaction"]
+__all__ = ["AsyncMemoryNotifier", "MemoryNotifier", "MemoryServer", "Sent", "Transaction"]

@@ -18,6 +18,7 @@ from .backend import Backend
 from .settling import settle
 
 if TYPE_CHECKING:
+    from .aio import AsyncMemoryNotifier
     from .notifier import MemoryNotifier
 
 
@@ -38,11 +39,13 @@ class MemoryServer(Backend):
     """What notifiers in memory connect to: those of one server hear each other, as those of one database do.
 
     `Notifier` is a class to put in the place of `pgnotifier.Notifier`: its objects are `MemoryNotifier`s on this
-    server. `sent` lists all notifications that were committed, oldest first, for tests to look at and to clear.
+    server. So is `AsyncNotifier`, of `AsyncMemoryNotifier`s. `sent` lists all notifications that were committed,
+    oldest first, for tests to look at and to clear.
     At the end of a `with` block it is closed. Any method may be called from any thread.
     """
 
     _notifier_class: type[MemoryNotifier]  # set where that is defined
+    _async_notifier_class: type[AsyncMemoryNotifier]
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,8 +69,14 @@ class MemoryServer(Backend):
         base = self._notifier_class
         return type("Notifier", (base,), {"_default_server": self, "__doc__": base.__doc__})
 
+    @cached_property
+    def AsyncNotifier(self) -> type[AsyncMemoryNotifier]:
+        """`AsyncMemoryNotifier` on this server, constructed and used as `pgnotifier.AsyncNotifier` is."""
+        base = self._async_notifier_class
+        return type("AsyncNotifier", (base,), {"_default_server": self, "__doc__": base.__doc__})
+
     def notifiers(self) -> list[MemoryNotifier]:
-        """Those that were constructed on it and are still referred to."""
+        """Those that were constructed on it and are still referred to, also by an `AsyncMemoryNotifier`."""
         with self.lock:
             return list(self._notifiers)
 
