@@ -233,6 +233,13 @@ def test_iteration_ends_on_close(server: str, channel: str, kind: str) -> None:
             assert await asyncio.gather(*readers) == [[], [], []]
             with pytest.raises(StreamClosed):
                 await getting
+            async with n.listen(channel) as muted:
+                await muted.get()
+                await n.mute_subscriber(muted)
+                reading = asyncio.ensure_future(read_all(muted))
+                await asyncio.sleep(0.02)
+                await muted.close()
+                assert await reading == []
             async with n.listen(channel) as full:
                 await n.notify(channel, 1)
                 await until_(lambda: n.status()["pending"] == 1)
