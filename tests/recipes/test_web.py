@@ -341,14 +341,16 @@ def test_litestar(database: Database, tmp_path: Path) -> None:
 
 CHANNELS_TEST = """
 import asyncio
+import json
+
 import django
 from django.conf import settings
 
 settings.configure(SECRET_KEY="not one", INSTALLED_APPS=["channels"], USE_TZ=True)
 django.setup()
 
+from asgiref.testing import ApplicationCommunicator
 from channels.routing import URLRouter
-from channels.testing import WebsocketCommunicator
 from consumers import Events
 from django.urls import path
 from events import notifier
@@ -356,22 +358,32 @@ from events import notifier
 application = URLRouter([path("events/<channel>", Events.as_asgi())])
 
 
+async def connect(channel):
+    client = ApplicationCommunicator(application, {"type": "websocket", "path": f"/events/{channel}"})
+    await client.send_input({"type": "websocket.connect"})
+    return client, (await client.receive_output(5))["type"]
+
+
+async def received(client):
+    return json.loads((await client.receive_output(5))["text"])
+
+
 async def main():
-    assert (await WebsocketCommunicator(application, "/events/secrets").connect())[0] is False
-    first, second = (WebsocketCommunicator(application, "/events/orders") for _ in range(2))
+    assert (await connect("secrets"))[1] == "websocket.close"
+    (first, accepted), (second, _) = await connect("orders"), await connect("orders")
+    assert accepted == "websocket.accept"
     for client in (first, second):
-        assert (await client.connect())[0]
-        assert await client.receive_json_from(5) == {"reload": True}
+        assert await received(client) == {"reload": True}
     await notifier.notify("orders", {"id": 42})
     for client in (first, second):
-        assert await client.receive_json_from(5) == {"payload": {"id": 42}}
+        assert await received(client) == {"payload": {"id": 42}}
     assert len(notifier.subscribers()) == 2
-    await first.disconnect()
+    await first.send_input({"type": "websocket.disconnect", "code": 1000})
     while len(notifier.subscribers()) > 1:
         await asyncio.sleep(0.01)
     await notifier.stop()
     assert (await second.receive_output(5))["code"] == 1001
-    await second.disconnect()
+    await second.send_input({"type": "websocket.disconnect", "code": 1001})
     while notifier.subscribers():
         await asyncio.sleep(0.01)
     print("good")
