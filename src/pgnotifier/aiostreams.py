@@ -34,7 +34,7 @@ async def change(notifier: Notifier, step: Step, autorun: bool = True, undo: Ste
         await until(request.done, request.done.is_set)
     except BaseException:  # no `await` here: the task may be cancelled at each
         if undo is not None:
-            changes.take_back(shared, request, undo)
+            notifier._supervisor.take_back(request, undo)
         raise
     if request.error is not None:
         raise request.error

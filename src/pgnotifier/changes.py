@@ -100,8 +100,7 @@ class _Change:
             own = found.keys() & (add if request.everything else {name for name, _ in touched})
             if own:
                 request.drop(found[min(own)])
-            else:
-                self._shared.refused(found)
+            self._shared.refused(life, {name: error for name, error in found.items() if name not in own})
         else:
             self._undo()
         self._shared.report([request])
@@ -134,6 +133,8 @@ class _Change:
             back = [n for n in told if n in session.active and (n in life.pending or not is_valid(reg, n))]
             again = [n for n in told if n not in session.active and (n in life.pending or is_valid(reg, n))]
             session.leave(back)
+            # Between now and the answer these are not covered.
+            self._shared.commit(life, reg, (), self._changed, self._refused, self._since)
         if back or again:
             self._tell(again, back)
         with self._shared.lock:

@@ -31,7 +31,7 @@ class Deferred:
         self._calls.append(call)
         try:
             threads.start(threading.Thread(target=self._catch_up, name="pgnotifier-change", daemon=True))
-        except Exception:
+        except BaseException:
             with contextlib.suppress(ValueError):
                 self._calls.remove(call)
             raise

@@ -62,7 +62,6 @@ class Listener(threads.Relied):
                     if session is None:
                         return False
                 changes.serve(shared, life, session, fresh)
-                life.started.set()
                 if life.loop is None:  # here and not in `start`, where Ctrl-C could leave half a loop behind
                     life.loop = new_loop()
                 life.loop.run_until_complete(self._listen(life.loop, session))
@@ -123,7 +122,8 @@ class Listener(threads.Relied):
         if first:
             shared.event(life, {"event": "connected"})
             log(INFO, "connected, listening to %d channels", len(session.active) - 1)
-        shared.refused(refused)
+        shared.refused(life, refused)
+        life.started.set()
 
     def _reconnect(self) -> Session | None:
         """Connect again, for ever; None where the notifier was stopped meanwhile."""

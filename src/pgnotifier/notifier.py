@@ -356,5 +356,6 @@ class Notifier:
         session = old.session
         self._dispatcher = self._dispatcher.for_child(now() if session is None else session.confirmed)
         self._supervisor = self.__supervisor(old.shared.registry)
+        self._supervisor.shared.forgotten.extend(old.shared.forgotten)
         old.abandon()
         self._sender.abandon()

@@ -155,11 +155,11 @@ class Shared:
                 return seconds
         return 0.0
 
-    def refused(self, refused: Mapping[str, Exception]) -> None:
+    def refused(self, life: Lifetime, refused: Mapping[str, Exception]) -> None:
         """Tell of names that the server does not listen to."""
         for name, error in refused.items():
             log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
-            self.dispatcher.event({"event": "channel_refused", "channel": name, "error": describe(error)})
+            self.event(life, {"event": "channel_refused", "channel": name, "error": describe(error)})
 
     def event(self, life: Lifetime, payload: dict[str, Any]) -> None:
         """Tell SYSCHAN's subscribers, unless the lifetime is over: `stop` does not wait for ever for a thread."""

@@ -30,12 +30,13 @@ class Starting:
 
     @property
     def is_up(self) -> bool:
-        """Whether the notifier is running, and no stop is under way."""
-        return not self._stops and self._notifier.is_running()
+        """Whether the notifier is running, and neither a start nor a stop is under way."""
+        return not (self._starts or self._stops) and self._notifier.is_running()
 
     async def start(self) -> None:
         """As `Notifier.start`. If the task is cancelled, a stop follows, unless another start succeeds."""
         stops = tuple(self._stops)
+        self._is_wanted = self._is_wanted and self._notifier.is_running()
         start: Call = Call(lambda: self._start(start, stops, loop))
         loop = asyncio.get_running_loop()
         self._begin(start, self._starts)

@@ -19,7 +19,7 @@ from .connection import STOPPED, STOPPING, Abandoned, Lifetime, Phase, Session
 from .deferred import Deferred
 from .listener import Listener
 from .registry import EMPTY, Registry
-from .shared import Notify, Shared, Step, nothing
+from .shared import Notify, Request, Shared, Step, nothing
 from .types import DbConf
 
 if TYPE_CHECKING:
@@ -91,6 +91,11 @@ class Supervisor:
         """Make a step that takes something away at once, and have the server follow. Does not wait."""
         if not self._deferred.take(lambda: self.release(step)):
             changes.release(self.shared, step)
+
+    def take_back(self, request: Request, undo: Step) -> None:
+        """Undo a change that nobody waits for any more. Does not wait."""
+        if not self._deferred.take(lambda: self.take_back(request, undo)):
+            changes.take_back(self.shared, request, undo)
 
     # -- start and stop ----------------------------------------------------------------------------------------
 

@@ -42,6 +42,29 @@ def test_a_post_to_full_mailboxes_puts_nothing() -> None:
     assert dispatcher.counts()["dropped"] == 0
 
 
+def test_what_was_read_before_a_loss_does_not_come_before_the_gap_of_a_mute() -> None:
+    """Guarantee 10: the gap stands in its place, also if it is told when the connection is back."""
+    reg, touched = registry.subscribe(EMPTY, 1, "a", Subscription(call, on_listen=call), 1)
+    muted, _ = registry.mute_subscriber(reg, 1, ["a"], True)
+    dispatcher = Dispatcher(10, lambda attempt: 0.0, lambda: None)
+    dispatcher.begin()
+    dispatcher.commit(reg, touched, at(0), pmap({"a": True}))
+    assert dispatcher.boxes[1].take()
+    dispatcher.turns.end(dispatcher.boxes[1])  # the first call has returned
+    dispatcher.post([Notify("a", "1", 1)], at(10))
+    dispatcher.commit(muted, touched, at(20), pmap())  # the connection is lost, and its last batches are posted
+    dispatcher.commit(reg, touched, at(21), pmap())
+    dispatcher.post([Notify("a", "2", 1)], at(12))
+    assert not dispatcher.boxes[1].entries
+    dispatcher.lose("connection", at(11), "cut")
+    dispatcher.commit(reg, touched, at(50), pmap({"a": True}))
+    told, *others = dispatcher.boxes[1].entries
+    assert isinstance(told, ListenCall)
+    assert told.gap is not None
+    assert told.gap.since == at(10)
+    assert others == []
+
+
 def test_a_gap_begins_before_what_a_mute_throws_away_while_the_connection_is_lost() -> None:
     """Guarantee 10: `since` is never later than the oldest notification that was thrown away."""
     reg, touched = registry.subscribe(EMPTY, 1, "a", Subscription(call, on_listen=call), 1)

@@ -73,11 +73,12 @@ class Dispatcher:
         if sub is not None and (sub.mute or entry is None or entry.mute):
             sub = None
         box = self.boxes.get(id)
-        if not self.turns.running and (box is None or name not in box.subs):
+        followed = box is not None and name in box.subs
+        if not (self.turns.running or followed):
             sub = None  # a stopped notifier calls nobody
         covered = sub is not None and name in self.active
-        if wanted and not covered and not self.coverage.is_told(name, id):
-            sub = None  # no call comes before the first on_listen
+        if wanted and not covered and not (followed and self.coverage.is_told(name, id)):
+            sub = None  # no call comes before the on_listen that is due
         if sub is None:
             self.coverage.update(name, id, wanted, False, confirmed, now())
             if box is not None and name in box.subs:
@@ -167,8 +168,12 @@ class Dispatcher:
                     for name in tuple(box.subs):
                         if name != SYSCHAN:
                             self._void(box, name, "stopped", confirmed)
+                for entry in self.posting.registry.channels.values():
+                    for sub in entry.subscribers.values():
+                        if sub.pulled is not None:
+                            self.turns.notice(sub.pulled)
                 self.posting.halt(event)
-                self.turns.halt()
+                self.turns.running = False
 
     def for_child(self, confirmed: datetime) -> Dispatcher:
         """In a forked child: a dispatcher that knows what subscribers were told, with a lock that nobody holds."""

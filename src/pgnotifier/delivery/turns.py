@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
-from weakref import WeakSet
 
 from ..flag import Bell
 from .coverage import Coverage, ListenCall
@@ -45,8 +44,7 @@ class Turns:
         self.idle: list[Any] = []  # for each idle worker the lock that wakes it
         self._queue: deque[Mailbox] = deque()
         self._paused: list[Mailbox] = []
-        self._noticed: list[Owner] = []  # executors to be told that something came
-        self.readers: WeakSet[Owner] = WeakSet()  # streams that found nothing; they may have no mailbox
+        self._noticed: deque[Owner] = deque()  # executors to be told that something came
 
     def add(self, box: Mailbox) -> None:
         """Something was put into the mailbox: have it stand in the queue, or its owner hear of it."""
@@ -54,7 +52,12 @@ class Turns:
             self._queue.append(box)  # first: an interrupted thread may leave it here twice, but never out of it
             box.state = READY
         elif box.owner is not None:
-            self._noticed.append(box.owner)
+            self.notice(box.owner)
+
+    def notice(self, owner: Owner) -> None:
+        """Have it hear of what has come, when the lock is free."""
+        if not self._noticed or self._noticed[-1] is not owner:
+            self._noticed.append(owner)
 
     def resume(self, box: Mailbox) -> None:
         """A failed on_listen is called again now, or not at all."""
@@ -75,12 +78,6 @@ class Turns:
                 if box.entries:
                     self.add(box)
 
-    def halt(self) -> None:
-        """Workers find nothing from now on, and readers of streams end."""
-        self.running = False
-        self._noticed += self.readers
-        self.readers.clear()
-
     def clear(self) -> None:
         """Leave workers nothing to do: in a forked child, the only thread may be one."""
         self.running = False
@@ -90,10 +87,15 @@ class Turns:
     def wake(self) -> None:
         """Wake as many idle workers as mailboxes are ready; all when they have to end. Without the lock."""
         if self._noticed and not self.lock._is_owned():  # otherwise the next one sees to it
-            with self.lock:
-                noticed, self._noticed = self._noticed, []
-            for owner in noticed:
-                owner.notice()
+            noticed = deque[Owner]()
+            try:
+                with self.lock:
+                    noticed, self._noticed = self._noticed, noticed
+                while noticed:
+                    noticed[0].notice()
+                    noticed.popleft()
+            finally:
+                self._noticed.extend(noticed)  # none, but after Ctrl-C
         count = min(len(self._queue), len(self.idle)) if self.running else len(self.idle)
         for waiter in reversed(tuple(self.idle)):  # they leave the list themselves: Ctrl-C here loses none
             if count > 0:
