@@ -168,10 +168,9 @@ class Dispatcher:
                     for name in tuple(box.subs):
                         if name != SYSCHAN:
                             self._void(box, name, "stopped", confirmed)
-                for entry in self.posting.registry.channels.values():
-                    for sub in entry.subscribers.values():
-                        if sub.pulled is not None:
-                            self.turns.notice(sub.pulled)
+                for reader in self.turns.readers:
+                    self.turns.notice(reader)
+                self.turns.readers.clear()
                 self.posting.halt(event)
                 self.turns.running = False
 

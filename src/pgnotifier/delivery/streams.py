@@ -74,8 +74,8 @@ class _Hand:
 class Pull:
     """Takes events out of a stream's mailbox. Any number of threads and event loops."""
 
-    def __init__(self, home: Home, id: Hashable, channels: tuple[str, ...]) -> None:
-        self._home, self._id, self._channels = home, id, channels
+    def __init__(self, home: Home, id: Hashable, channels: tuple[str, ...], bell: Puller) -> None:
+        self._home, self._id, self._channels, self._bell = home, id, channels, bell
         self._hand: _Hand | None = None
         self.closed = False
 
@@ -133,6 +133,8 @@ class Pull:
                 calls.append(box.hand)
             dispatcher.turns.end(box)
         if not calls:
+            if self._hand is before:
+                dispatcher.turns.readers.add(self._bell)  # also without a mailbox, while all is muted
             return None
         names = {call.channel for call in calls}
         told = tuple(name for name in self._channels if name in names)
@@ -162,7 +164,7 @@ class Stream:
         self._home = home
         self.bell: Puller = Puller(f"<stream of {', '.join(map(repr, channels))}>")
         self.key: Hashable = self.bell if id is None else id  # its id in the registry
-        self.pull: Pull = Pull(home, self.key, channels)
+        self.pull: Pull = Pull(home, self.key, channels, self.bell)
 
     @property
     def id(self) -> Hashable:

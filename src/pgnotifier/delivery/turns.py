@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 from ..flag import Bell
 from .coverage import Coverage, ListenCall
@@ -45,6 +46,7 @@ class Turns:
         self._queue: deque[Mailbox] = deque()
         self._paused: list[Mailbox] = []
         self._noticed: deque[Owner] = deque()  # executors to be told that something came
+        self.readers: WeakSet[Owner] = WeakSet()  # streams that found nothing; they may have no mailbox
 
     def add(self, box: Mailbox) -> None:
         """Something was put into the mailbox: have it stand in the queue, or its owner hear of it."""
