@@ -233,6 +233,13 @@ def test_iteration_ends_on_close(server: str, channel: str, kind: str) -> None:
             assert await asyncio.gather(*readers) == [[], [], []]
             with pytest.raises(StreamClosed):
                 await getting
+            async with n.listen(channel) as muted:
+                await muted.get()
+                await n.mute_subscriber(muted)
+                reading = asyncio.ensure_future(read_all(muted))
+                await asyncio.sleep(0.02)
+                await muted.close()
+                assert await reading == []
             async with n.listen(channel) as full:
                 await n.notify(channel, 1)
                 await until_(lambda: n.status()["pending"] == 1)
@@ -271,7 +278,7 @@ def test_iteration_ends_on_stop_and_goes_on_after_start(server: str, sender: Con
 
 
 def test_iteration_ends_on_stop_where_nothing_is_heard(server: str, channel: str, kind: str) -> None:
-    """Guarantees 16, 17: also of a stream that is muted, or no longer on any channel; such a one has no mailbox."""
+    """Guarantees 16, 17: also of a stream that is muted, which has no mailbox."""
 
     async def main() -> None:
         n = AsyncNotifier(server)
@@ -286,8 +293,8 @@ def test_iteration_ends_on_stop_where_nothing_is_heard(server: str, channel: str
             await n.mute_channels(names[0])
             await n.mute_subscriber(streams[1])
             await n.unsubscribe(streams[2], names[2])
-            await asyncio.sleep(0.02)
-            assert not any(reader.done() for reader in readers)
+            await until_(lambda: readers[2].done())  # a stream without channels is closed
+            assert not any(reader.done() for reader in (readers[0], readers[1], readers[3]))
             await n.stop()
             assert await asyncio.wait_for(asyncio.gather(*readers), 5) == [[()], [()], [()], []]
 

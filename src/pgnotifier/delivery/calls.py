@@ -42,10 +42,12 @@ class Calls:
         What is no `Exception`, such as Ctrl-C, is raised.
         """
         payloads = run.payloads
-        payload = UNKNOWN if payloads is None else payloads[place]
+        if payloads is None:
+            return self._decoded(run, place, Exception)
+        payload = payloads[place]
         if payload is UNKNOWN:
             payload = self._decoded(run, place, Exception)
-            if payloads is not None and not run.lock.locked():
+            if not run.lock.locked():
                 with run.lock:
                     if payloads[place] is UNKNOWN:
                         payloads[place] = payload

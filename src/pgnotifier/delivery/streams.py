@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 
 class Puller(Bell):
-    """What the registry and a mailbox know of a stream: its readers, so that a forgotten stream is collected.
-
-    It is the stream's id, too, where that has no other.
-    """
+    """What the registry knows of a stream: its readers, so that a forgotten one is collected. Also its id, if none."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -37,9 +34,7 @@ class Puller(Bell):
     def __repr__(self) -> str:
         return self._name
 
-    def notice(self) -> None:
-        """Something was put into the mailbox, or thrown away. Without the lock."""
-        self.ring()
+    notice = Bell.ring  # something was put into the mailbox, or thrown away
 
     def called(self, *_: object) -> None:
         """Stands in the registry in place of callbacks; nothing calls it."""
@@ -61,15 +56,11 @@ class Home(Protocol):
 class _Hand:
     """A run that has been taken out of the mailbox, and the places that no reader has had."""
 
-    __slots__ = ("box", "places", "run")
+    __slots__ = ("box", "calls", "dispatcher", "places", "run")
 
-    def __init__(self, box: Mailbox, run: Run) -> None:
-        self.box, self.run = box, run
+    def __init__(self, dispatcher: Dispatcher, calls: Calls, box: Mailbox, run: Run) -> None:
+        self.dispatcher, self.calls, self.box, self.run = dispatcher, calls, box, run
         self.places = iter(range(run.start, run.stop))  # one operation of C gives each to one reader
-
-    @property
-    def is_void(self) -> bool:
-        return self.box.hand is not self.run or self.box.sub is None
 
 
 class Pull:
@@ -91,8 +82,8 @@ class Pull:
         return box is not None and (bool(box.entries) or box.hand is not None)
 
     @property
-    def is_barred(self) -> bool:
-        """Whether this thread must not wait: it holds the state lock, and a signal handler has interrupted it."""
+    def has_lock(self) -> bool:
+        """Whether this thread has the state lock, and a signal handler interrupts it: then it must not wait."""
         return bool(self._home._delivery()[0].lock._is_owned())
 
     def _box(self, dispatcher: Dispatcher) -> Mailbox | None:
@@ -101,61 +92,63 @@ class Pull:
 
     def next(self) -> Event | None:
         """The next event; None if nothing waits."""
-        dispatcher, calls = self._home._delivery()
         while not self._puller.over:
             hand = self._hand
-            place = None if hand is None or hand.is_void else next(hand.places, None)
-            if hand is None or place is None:
-                if dispatcher.lock._is_owned():  # by what a signal handler or finalizer has interrupted
-                    return None
-                with dispatcher.lock:
-                    event = self._take(dispatcher, hand)
-                if hand is not None or event is not None:
-                    dispatcher.follow_up([] if hand is None else [hand.box])
-                if event is not None or self._hand is None:
-                    return event
-                continue
-            run = hand.run
-            payload = calls.own_payload(run, place)
-            if payload is FAILED or place + 1 == run.stop:
-                self._settle(dispatcher, hand, place, payload is FAILED)
-            if payload is not FAILED:
+            place = None
+            if hand is not None and hand.box.hand is hand.run and hand.box.sub is not None:  # it is not void
+                place = next(hand.places, None)
+            if hand is not None and place is not None:
+                run = hand.run
+                payload = hand.calls.own_payload(run, place)
+                if payload is FAILED or place + 1 == run.stop:
+                    self._settle(hand, place, payload is FAILED)
+                if payload is FAILED:
+                    continue
                 return Notification(run.channel, payload, run.notifications[place][2])
+            dispatcher, calls = self._home._delivery()
+            if dispatcher.lock._is_owned():  # by what a signal handler or finalizer has interrupted
+                return None
+            with dispatcher.lock:
+                event = self._take(dispatcher, calls, hand)
+            if hand is not None or event is not None:
+                dispatcher.follow_up([] if hand is None else [hand.box])
+            if event is not None or self._hand is None:
+                return event
         return None
 
-    def _take(self, dispatcher: Dispatcher, before: _Hand | None) -> Listening | None:
+    def _take(self, dispatcher: Dispatcher, calls: Calls, before: _Hand | None) -> Listening | None:
         """Take the next run in hand, or return what is told by calls of `on_listen`. Under the lock."""
         if self._hand is not before:
             return None  # another reader was first
         if before is not None:
             self._end(dispatcher, before)
         box = self._box(dispatcher)
-        calls = list[ListenCall]()
-        while box is not None and (not calls or (box.entries and isinstance(box.entries[0], ListenCall))):
+        told = list[ListenCall]()
+        while box is not None and (not told or (box.entries and isinstance(box.entries[0], ListenCall))):
             if box.hand is None and not box.take():  # Ctrl-C may have left something in hand
                 break
             if isinstance(box.hand, Run):
-                self._hand = _Hand(box, box.hand)
+                self._hand = _Hand(dispatcher, calls, box, box.hand)
                 box.places = self._hand.places
                 break
             if box.hand is not None:
-                calls.append(box.hand)
+                told.append(box.hand)
             dispatcher.turns.end(box)
-        if not calls:
+        if not told:
             return None
-        names = {call.channel for call in calls}
-        told = tuple(name for name in self._channels if name in names)
-        return Listening(told, tuple(call.gap for call in calls if call.gap is not None))
+        names = {call.channel for call in told}
+        channels = tuple(name for name in self._channels if name in names)
+        return Listening(channels, tuple(call.gap for call in told if call.gap is not None))
 
-    def _settle(self, dispatcher: Dispatcher, hand: _Hand, place: int, failed: bool) -> None:
+    def _settle(self, hand: _Hand, place: int, failed: bool) -> None:
         """After the last of a run end the turn; count a payload that can't be decoded. Without the lock."""
-        if dispatcher.lock._is_owned():
-            return  # `_take` ends it
-        with dispatcher.lock:
-            hand.box.undecoded += failed
-            if place + 1 == hand.run.stop:
-                self._end(dispatcher, hand)
-        dispatcher.follow_up([hand.box])
+        dispatcher = hand.dispatcher
+        if not dispatcher.lock._is_owned():  # otherwise `_take` ends it
+            with dispatcher.lock:
+                hand.box.undecoded += failed
+                if place + 1 == hand.run.stop:
+                    self._end(dispatcher, hand)
+            dispatcher.follow_up([hand.box])
 
     def _end(self, dispatcher: Dispatcher, hand: _Hand) -> None:
         """Under the lock. What was read is kept alive no longer."""
@@ -209,19 +202,20 @@ class Stream(Keyed):
         Raises `TimeoutError`, and `StreamClosed` where nothing comes any more: the stream is closed, or the notifier
         stopped. After `start()` events come again. In a signal handler it may raise `TimeoutError` at once.
         """
-        pull, deadline = self.pull, inf if timeout is None else monotonic() + check_timeout(timeout)
-        while True:
-            over = pull.is_over
-            event = pull.next()
-            if event is not None:
-                return event
-            if over:
-                raise self.over()
-            if pull.is_barred:
+        pull, deadline = self.pull, None
+        limit = inf if timeout is None else check_timeout(timeout)
+        while (event := pull.next()) is None:
+            if pull.is_over:
+                if (event := pull.next()) is None:  # otherwise it came before the end
+                    raise self.over()
+                break
+            if pull.has_lock:
                 raise TimeoutError(f"{self!r}: nothing can come where a signal handler interrupts the notifier")
+            deadline = deadline or monotonic() + limit
             seconds = None if deadline == inf else deadline - monotonic()
             if not self.bell.wait_for(lambda: pull.has_news or pull.is_over, seconds):
                 raise self.late(timeout)
+        return event
 
     def over(self) -> StreamClosed:
         return StreamClosed(f"{self!r}: {'it is closed' if self.closed else 'the notifier is stopped'}")
