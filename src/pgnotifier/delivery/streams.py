@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Puller(Bell):
-    """What the registry knows of a stream, and not the stream, which Python may collect. Its id if it has no other."""
+    """What the registry knows of a stream in place of it, for Python may collect that. Its id if it has no other."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
