@@ -34,7 +34,8 @@ class Puller(Bell):
     def __repr__(self) -> str:
         return self._name
 
-    notice = Bell.ring  # something was put into the mailbox, or thrown away
+    def notice(self) -> None:
+        self.ring()
 
     def called(self, *_: object) -> None:
         """Stands in the registry in place of callbacks; nothing calls it."""
@@ -80,11 +81,6 @@ class Pull:
         """Whether something waits, as far as can be told without the lock."""
         box = self._box(self._home._delivery()[0])
         return box is not None and (bool(box.entries) or box.hand is not None)
-
-    @property
-    def has_lock(self) -> bool:
-        """Whether this thread has the state lock, and a signal handler interrupts it: then it must not wait."""
-        return bool(self._home._delivery()[0].lock._is_owned())
 
     def _box(self, dispatcher: Dispatcher) -> Mailbox | None:
         box = dispatcher.boxes.get(self._id)
@@ -209,7 +205,7 @@ class Stream(Keyed):
                 if (event := pull.next()) is None:  # otherwise it came before the end
                     raise self.over()
                 break
-            if pull.has_lock:
+            if self._home._delivery()[0].lock._is_owned():
                 raise TimeoutError(f"{self!r}: nothing can come where a signal handler interrupts the notifier")
             deadline = deadline or monotonic() + limit
             seconds = None if deadline == inf else deadline - monotonic()
