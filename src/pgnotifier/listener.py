@@ -29,7 +29,8 @@ class Listener(threads.Relied):
 
     def __init__(self, shared: Shared, life: Lifetime, before: threading.Thread | None = None) -> None:
         super().__init__(name=NAME, daemon=True)
-        self.shared, self._life, self._before = shared, life, before
+        self.shared: Shared = shared
+        self._life, self._before = life, before
         self._heard = True
 
     def run(self) -> None:

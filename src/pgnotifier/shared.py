@@ -31,11 +31,13 @@ class Request:
     """
 
     def __init__(self, step: Step, autorun: bool = True, everything: bool = False) -> None:
-        self._step, self.autorun, self.everything = step, autorun, everything
+        self._step = step
+        self.autorun: bool = autorun
+        self.everything: bool = everything
         self._before: Registry | None = None
         self._after: registry.Step
-        self.done = Flag()
-        self.dropped = False
+        self.done: Flag = Flag()
+        self.dropped: bool = False
         self.error: BaseException | None = None
 
     def step(self, reg: Registry) -> registry.Step:
@@ -64,8 +66,10 @@ class Shared:
     def __init__(
         self, dispatcher: Dispatcher, notify: Notify, start_workers: Callable[[], object], reg: Registry = EMPTY
     ) -> None:
-        self.dispatcher, self.lock = dispatcher, dispatcher.lock
-        self.notify, self.start_workers = notify, start_workers
+        self.dispatcher: Dispatcher = dispatcher
+        self.lock: Any = dispatcher.lock
+        self.notify: Notify = notify
+        self.start_workers: Callable[[], object] = start_workers
         self.registry: Registry = reg
         self.forgotten: deque[Step] = deque()  # that end streams which Python has collected
         self.life: Lifetime | None = None
