@@ -103,7 +103,8 @@ def check_wheel(wheel: Path, here: Path) -> None:
 
 
 # What belongs to no public name; mypy checks it. Pyright reports it because `Notifier` imports it.
-INTERNAL = tuple(f"pgnotifier.{name}." for name in ("connection", "delivery", "listening", "shared", "supervisor"))
+MODULES = ("calls", "changes", "connection", "deferred", "delivery", "listener", "shared", "starting", "supervisor")
+INTERNAL = tuple(f"pgnotifier.{name}." for name in MODULES)
 
 
 def check_types(python: Path, here: Path) -> None:
