@@ -163,6 +163,7 @@ class Supervisor:
         life = self.shared.life
         if life is not None:
             self._finish(life, deadline if drain and wait else None)
+        turns.wake()  # Ctrl-C may have kept an earlier stop() from it
         if wait:
             turns.reclaim()
             turns.bell.wait_for(lambda: turns.running or workers.ended, max(0.0, deadline - monotonic()))

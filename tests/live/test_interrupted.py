@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_ctrl_c_in_stop_is_made_good_by_the_next(
     n.start()
     heard(n, sender, channel)
     n.stop()
+
+
+def test_ctrl_c_before_the_workers_are_woken(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee 11: the next stop() wakes them, and waits for nothing else."""
+    n = Notifier(server)
+    with monkeypatch.context() as patch:
+        patch.setattr(Shared, "report", once(Shared.report, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            n.stop()
+    began = time.monotonic()
+    n.stop()
+    assert time.monotonic() - began < 5
 
 
 def test_no_more_threads(server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch) -> None:
