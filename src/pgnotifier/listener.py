@@ -195,6 +195,7 @@ class Listener(threads.Relied):
         life, shared = self._life, self.shared
         with shared.lock:
             life.session, life.down_since = None, monotonic()
+            life.confirmed = session.confirmed  # also before what is still to be handed over
             stopping = life.stopping
             if not stopping:
                 life.to(RECONNECTING)

@@ -112,7 +112,7 @@ class Shared:
         session = life.session if life is not None else None
         touched = (*touched, *((name, None) for name in changed))
         if life is None or session is None:
-            self.dispatcher.commit(new, touched, now(), NO_CHANNELS)
+            self.dispatcher.commit(new, touched, now() if life is None else life.confirmed, NO_CHANNELS)
             return
         for name, _ in touched:
             if registry.is_valid(new, name) is (name in session.active) or name in refused or name == SYSCHAN:

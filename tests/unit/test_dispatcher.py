@@ -10,9 +10,11 @@ from pyrsistent import pmap
 
 from pgnotifier import registry
 from pgnotifier.clock import now
+from pgnotifier.connection import Lifetime
 from pgnotifier.delivery import Dispatcher, ListenCall
 from pgnotifier.delivery.posting import MAX_SLICE
 from pgnotifier.registry import EMPTY, Subscription
+from pgnotifier.shared import Shared
 
 
 def at(seconds: int) -> datetime:
@@ -63,6 +65,30 @@ def test_what_was_read_before_a_loss_does_not_come_before_the_gap_of_a_mute() ->
     assert told.gap is not None
     assert told.gap.since == at(10)
     assert others == []
+
+
+def test_a_mute_while_the_last_batches_are_handed_over_begins_before_them() -> None:
+    """Guarantee 10: what was read before a loss and is not posted yet may be older than the last confirmation."""
+    reg, touched = registry.subscribe(EMPTY, 1, "a", Subscription(call, on_listen=call), 1)
+    muted, _ = registry.mute_subscriber(reg, 1, ["a"], True)
+    dispatcher = Dispatcher(10, lambda attempt: 0.0, lambda: None)
+    dispatcher.begin()
+    dispatcher.commit(reg, touched, at(0), pmap({"a": True}))
+    assert dispatcher.boxes[1].take()
+    dispatcher.turns.end(dispatcher.boxes[1])  # the first call has returned
+    shared, life = Shared(dispatcher, dispatcher.post, lambda: None, reg), Lifetime("", None, (0.1, 1.0))
+    try:
+        shared.life, life.confirmed = life, at(5)
+        shared.commit(life, muted, touched)
+        shared.commit(life, reg, touched)
+    finally:
+        life.close()
+    dispatcher.lose("connection", at(20))
+    dispatcher.commit(reg, touched, at(50), pmap({"a": True}))
+    (told,) = dispatcher.boxes[1].entries
+    assert isinstance(told, ListenCall)
+    assert told.gap is not None
+    assert told.gap.since == at(5)
 
 
 def test_a_gap_begins_before_what_a_mute_throws_away_while_the_connection_is_lost() -> None:
