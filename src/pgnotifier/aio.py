@@ -32,12 +32,13 @@ class AsyncNotifier:
 
     - A coroutine function runs on the event loop on which the notifier was started, each call in a task of its own.
       A plain function runs on a worker thread.
-    - Changes (`subscribe` and the like) are made in the order in which they are called. Changes that wait for the
-      server at the same time share a round trip. `notify` and `stop` wait for no change.
+    - Changes (`subscribe` and the like) are made in the order in which they are called. `notify` and `stop` wait for
+      no change.
     - Errors are raised where the call is awaited, those about arguments too.
-    - A cancelled `subscribe` leaves the registry as it was, and a cancelled `start` leaves the notifier stopped. A
-      thread sees to that, and the task does not wait for it. A `notify` whose turn has not come is not sent. All
-      other calls take effect also if their task is cancelled, so that its clean-up can `unsubscribe` and `stop`.
+    - A cancelled `subscribe` leaves the registry as it was, and a cancelled `start` leaves the notifier stopped.
+      Threads of the library see to that, and the task does not wait for them. A `notify` whose turn has not come is
+      not sent. All other calls take effect also if their task is cancelled, so that its clean-up can `unsubscribe`
+      and `stop`.
     - Between calls there is no task on the event loop, and no thread but those of `Notifier`.
     """
 

@@ -109,16 +109,11 @@ class AsyncStream(Keyed):
         self._taken += 1
         if self._taken % FAIR == 0:
             await asyncio.sleep(0)  # before an event is taken, for here the task may be cancelled
-        while True:
-            over = pull.is_over
-            event = pull.next()
-            if event is not None:
-                return event
-            if over:
-                raise stream.over()
+        while (event := stream.poll()) is None:
             seconds = None if deadline == inf else deadline - monotonic()
             if not await until(stream.bell, lambda: pull.has_news or pull.is_over, seconds):
                 raise stream.late(timeout)
+        return event
 
     def __aiter__(self) -> AsyncStream:
         return self

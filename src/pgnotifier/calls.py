@@ -89,7 +89,7 @@ class Sends:
 
     def __init__(self) -> None:
         self._calls: deque[Call] = deque()
-        self._idle = [True]  # one token: whoever pops it starts the thread, and that puts it back
+        self._idle = [True]  # one token: the caller that pops it starts the thread, which puts it back
 
     async def make(self, send: Callable[[], object]) -> None:
         """Call `send()`; not if the task is cancelled before its turn. Raises what that raises."""

@@ -130,6 +130,7 @@ class _Change:
         """Have the server listen as before, but for what others want since; the registry stays as it is."""
         life, session = self._life, self._session
         with self._shared.lock:
+            life.check()
             reg, told = self._shared.registry, self._changed - self._refused
             back = [n for n in told if n in session.active and (n in life.pending or not is_valid(reg, n))]
             again = [n for n in told if n not in session.active and (n in life.pending or is_valid(reg, n))]

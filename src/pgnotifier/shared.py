@@ -58,7 +58,7 @@ def nothing(reg: Registry) -> registry.Step:
 
 
 class Shared:
-    """`life` is what there is between `start` and the end of `stop`, else None.
+    """`life` is the present lifetime, from `start` until the end of `stop`; None on a stopped notifier.
 
     `notify(batch, since)` puts notifications into mailboxes, as `Dispatcher.post`.
     """
@@ -160,7 +160,7 @@ class Shared:
         return 0.0
 
     def refused(self, life: Lifetime, refused: Mapping[str, Exception]) -> None:
-        """Tell of names that the server does not listen to."""
+        """Log the names that the server refuses, and raise an event for each."""
         for name, error in refused.items():
             log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
             self.event(life, {"event": "channel_refused", "channel": name, "error": describe(error)})

@@ -199,7 +199,7 @@ def test_changes_keep_their_order(server: str, rng: random.Random, kind: str) ->
     run(main(), kind)
 
 
-def test_changes_that_wait_share_round_trips(server: str, channel: str) -> None:
+def test_changes_that_wait_share_a_listener_thread(server: str, channel: str) -> None:
     """Guarantee 17: 500 at once restart the listener some ten times."""
 
     async def main() -> None:

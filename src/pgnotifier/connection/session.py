@@ -56,7 +56,7 @@ class Session(Exchange):
     def discard(self, names: Collection[str]) -> None:
         """Throw away what waits in the backlog for those of the channels that are listened to no longer.
 
-        If they are listened to again, it would come after the gap that tells of it.
+        Otherwise it would be delivered after the gap, as soon as they are listened to again.
         """
         left = {name for name in names if name not in self.active}
         if left:

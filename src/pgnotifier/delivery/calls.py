@@ -1,8 +1,8 @@
 """What all executors share: decoding, and what happens when a call fails (guarantees 7 and 8).
 
-Workers and event loops are executors. An executor takes a hand under the dispatcher's lock, looks at `Mailbox.sub`
-before each call, and has payloads decoded here. It leaves in `Mailbox.rest` what it could not handle, and gives the
-mailbox back with `Turns.end`. No function here is called under the lock.
+Workers, event loops and readers of streams are executors. An executor takes a hand under the dispatcher's lock, looks
+at `Mailbox.sub` before each call, and has payloads decoded here. It leaves in `Mailbox.rest` what it could not
+handle, and gives the mailbox back with `Turns.end`. No function here is called under the lock.
 """
 
 from __future__ import annotations

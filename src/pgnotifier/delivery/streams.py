@@ -200,17 +200,20 @@ class Stream(Keyed):
         """
         pull, deadline = self.pull, None
         limit = inf if timeout is None else check_timeout(timeout)
-        while (event := pull.next()) is None:
-            if pull.is_over:
-                if (event := pull.next()) is None:  # otherwise it came before the end
-                    raise self.over()
-                break
+        while (event := self.poll()) is None:
             if self._home._delivery()[0].lock._is_owned():
                 raise TimeoutError(f"{self!r}: nothing can come where a signal handler interrupts the notifier")
             deadline = deadline or monotonic() + limit
             seconds = None if deadline == inf else deadline - monotonic()
             if not self.bell.wait_for(lambda: pull.has_news or pull.is_over, seconds):
                 raise self.late(timeout)
+        return event
+
+    def poll(self) -> Event | None:
+        """The next event, None if nothing waits. Raises `StreamClosed`."""
+        event = self.pull.next()
+        if event is None and self.pull.is_over and (event := self.pull.next()) is None:  # else it came before the end
+            raise self.over()
         return event
 
     def over(self) -> StreamClosed:

@@ -1,6 +1,6 @@
 """The queue of mailboxes that are ready, and the one way in which a turn ends.
 
-A mailbox stands in the queue once, and is handled by one executor at a time, as `mailbox.NEXT` says. Every method is
+A mailbox stands in the queue once, and is handled by one executor at a time, as `states.NEXT` says. Every method is
 called under the dispatcher's lock, unless it says otherwise.
 """
 

@@ -1,4 +1,4 @@
-"""The worker threads: the only caller of decoders, of plain callbacks and of a plain `on_listen` (guarantee 8).
+"""The worker threads: the only caller of plain callbacks and of a plain `on_listen` (guarantee 8).
 
 Every function here runs on a worker, without the dispatcher's lock, unless it says otherwise.
 """
