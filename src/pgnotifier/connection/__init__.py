@@ -6,7 +6,7 @@ from .connect import Server, connect
 from .lifetime import LISTENING, RECONNECTING, STOPPED, STOPPING, Lifetime, Phase
 from .sender import Sender, payload_bytes
 from .session import Session
-from .waiting import Abandoned, CancelToken
+from .waiting import Abandoned, CancelToken, ended
 
 __all__ = [
     "LISTENING",
@@ -23,6 +23,7 @@ __all__ = [
     "as_async",
     "connect",
     "delay",
+    "ended",
     "new_loop",
     "next_attempt",
     "payload_bytes",
