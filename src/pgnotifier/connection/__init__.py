@@ -4,7 +4,7 @@ from .aioloop import as_async, new_loop
 from .backoff import delay, next_attempt
 from .connect import Server, connect
 from .lifetime import LISTENING, RECONNECTING, STOPPED, STOPPING, Lifetime, Phase
-from .sender import Sender, payload_bytes
+from .sender import Sender, payload_bytes, payload_text
 from .session import Session
 from .waiting import Abandoned, CancelToken, ended
 
@@ -27,4 +27,5 @@ __all__ = [
     "new_loop",
     "next_attempt",
     "payload_bytes",
+    "payload_text",
 ]

@@ -11,13 +11,13 @@ import psycopg
 
 from .. import threads
 from ..calls import Call
-from ..connection import Abandoned, CancelToken, next_attempt
+from ..connection import Abandoned, CancelToken
 from ..errors import StreamClosed
 from ..log import CRITICAL, ERROR, INFO, WARNING, describe, log
-from ..seam import Seam
 from . import upkeep
 from .lease import POLL, Lease
 from .rounds import Order, Rounds
+from .seam import Seam
 from .sessions import CallFailed, Session, inside
 from .slices import Moved, TurnEnded, leads, stored
 
@@ -137,8 +137,7 @@ class Consumer:
                         raise LookupError("its event loop is closed") from error
                     self._last_error = describe(error)
                     log(WARNING, "consumer %r begins again: %s", self._order.name, self._last_error)
-                    least, most = self._seam.notifier._options[2]
-                    attempt = next_attempt(attempt, monotonic() - began, least, most)
+                    attempt = self._seam.next_attempt(attempt, monotonic() - began)
                     self._pause(self._seam.delay(attempt))
         except (StreamClosed, Abandoned):
             pass
@@ -157,11 +156,7 @@ class Consumer:
         """Wait until the name is free, and consume, again and again."""
         order = self._order
         while not self._is_ending():
-            known = session.run(upkeep.state(order.schema))
-            if known.is_standby:
-                raise psycopg.OperationalError("this is a standby, whose snapshots know no open transactions")
-            if not known.is_home:
-                session.run(upkeep.restore(order.schema), transaction=True)
+            upkeep.prepare(session, order.schema)
             if not self._lease.take(session):
                 self._pause(POLL)
                 continue

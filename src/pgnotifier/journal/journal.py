@@ -12,29 +12,31 @@ from uuid import uuid4
 
 import psycopg
 from psycopg.rows import tuple_row
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Identifier
 from psycopg.sql import Literal as Quoted
 
+from .. import lifecycle
 from ..aio import AsyncNotifier
 from ..calls import Call
-from ..connection import CancelToken, ended
+from ..connection import CancelToken, ended, payload_text
 from ..errors import StreamClosed
 from ..events import Notification
 from ..notifier import Notifier
-from ..seam import Seam
 from ..types import Channels, DbConf
 from ..validation import check_channel, check_channels, check_dbconf
 from . import upkeep
-from .arguments import check_age, check_consumer, check_text, loop_for
+from .arguments import check_age, check_consumer, loop_for
 from .consumer import CHANNEL, AsyncConsumer, Consumer
 from .rounds import OnError, Order
-from .sessions import Session, statement
+from .seam import Seam
+from .sessions import Session, Statement, statement
 
 VERSION = 1  # of the tables
 KEEP = timedelta(days=7)
 SAME_DATABASE_SECONDS = 5.0  # for the notifier to hear a notification
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 MAX_IDLE = 4  # connections that are kept for the next call
+MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 
 
 class Journal:
@@ -50,6 +52,11 @@ class Journal:
         self._dbconf = check_dbconf(dbconf)
         self._schema: str = check_channel(schema)  # the same limits
         self._idle: deque[Session] = deque()
+        lifecycle.watch_forks(self)
+
+    def _forked(self) -> None:
+        """In a forked child: the parent's connections are not ours. psycopg leaves them open."""
+        self._idle = deque()
 
     def __repr__(self) -> str:
         return f"<journal in schema {self._schema!r}>"
@@ -103,15 +110,15 @@ class Journal:
         `AsyncConnection` this is to be awaited. Without one it is committed when this returns. Raises
         `InvalidChannel`, `TypeError`, `ValueError` and `psycopg.Error`.
         """
-        query = SQL("select {}.publish(%(channel)s, %(payload)s)").format(Identifier(self._schema))
-        values = {"channel": check_channel(channel), "payload": check_text(payload)}
+        name, text = check_channel(channel), payload_text(payload)
+        query = statement(self._schema, "select {s}.publish(%(name)s, %(text)s)", name=name, text=text)
         if isinstance(conn, psycopg.AsyncConnection):
-            return _publish(conn, query, values)
+            return _publish(conn, query)
         if conn is not None:
             with conn.cursor(row_factory=tuple_row) as cursor:
-                return int(cursor.execute(query, values).fetchone()[0])
+                return int(cursor.execute(*query).fetchone()[0])
         with self._session() as session:
-            return int(session.ask((query, values))[0][0])
+            return int(session.ask(query)[0][0])
 
     # -- consumers ------------------------------------------------------------------------------------------
 
@@ -182,11 +189,7 @@ class Journal:
 
     def _consume(self, seam: Seam, order: Order, beginning: bool) -> Consumer:
         with self._session() as session:
-            known = session.run(upkeep.state(self._schema))
-            if known.is_standby:
-                raise ValueError("a standby's snapshots know no open transactions: use the primary")
-            if not known.is_home:
-                session.run(upkeep.restore(self._schema), transaction=True)
+            upkeep.prepare(session, self._schema)
             self._check_same_database(seam, session)
             upkeep.register(session, self._schema, order.name, order.channels, beginning)
         consumer = Consumer(seam, order)
@@ -244,8 +247,7 @@ class Journal:
         age = check_age("older_than", older_than)
         deleted = after = 0
         with self._session() as session:
-            if not session.run(upkeep.state(self._schema)).is_home:
-                session.run(upkeep.restore(self._schema), transaction=True)
+            upkeep.prepare(session, self._schema)
             while True:
                 step = session.run(upkeep.trim(self._schema, age, after, evict), transaction=True)
                 deleted += step.deleted
@@ -256,11 +258,7 @@ class Journal:
     def remove(self, name: str) -> bool:
         """Forget a consumer that has retired; whether there was one. If it runs, it ends."""
         with self._session() as session:
-            return bool(
-                session.ask(
-                    statement(self._schema, "delete from {s}.consumer where name = %(name)s returning 1", name=name)
-                )
-            )
+            return bool(session.ask(statement(self._schema, upkeep.REMOVE, name=name)))
 
     def status(self) -> dict[str, Any]:
         """What stands in the journal, as a plain dict, and what holds it back.
@@ -285,15 +283,9 @@ class Journal:
         session = self._take_idle() or Session(self._dbconf, CancelToken())
         try:
             yield session
-        except (
-            psycopg.errors.UndefinedTable,
-            psycopg.errors.InvalidSchemaName,
-            psycopg.errors.UndefinedFunction,
-        ) as error:
+        except MISSING as error:
             session.close()
-            text = (
-                f"there is no journal in schema {self._schema!r}: call install(), or run pgnotifier journal install"
-            )
+            text = f"no journal in schema {self._schema!r}: call install(), or run pgnotifier journal install"
             raise type(error)(text) from error
         except BaseException:
             session.close()
@@ -315,8 +307,8 @@ class Journal:
             session.close()
 
 
-async def _publish(conn: psycopg.AsyncConnection[Any], query: Composed, values: dict[str, Any]) -> int:
+async def _publish(conn: psycopg.AsyncConnection[Any], query: Statement) -> int:
     async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(query, values)
+        await cursor.execute(*query)
         [(id,)] = await cursor.fetchall()
         return int(id)

@@ -13,8 +13,8 @@ import psycopg
 from ..gap import Gap
 from ..log import ERROR, describe, log
 from ..payload import decode as default_decode
-from ..seam import Seam
 from ..types import DbConf
+from .seam import Seam
 from .sessions import CONFLICTS, Call, CallFailed, Session
 from .slices import MANY, Entry, Position, Turn, TurnEnded, news
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel, pq
 from psycopg.rows import tuple_row
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import Identifier
 
 from ..connection import CancelToken, connect
 from ..types import DbConf
@@ -50,13 +51,18 @@ class Call:
     with_connection: bool = True
 
 
-Statement = tuple[Composed, dict[str, Any]]
+Statement = tuple[bytes, dict[str, Any]]
 Work = Generator[Statement | Call, Any, T]
 
 
-def statement(schema: str, text: str, **parameters: Any) -> Statement:
+def statement(schema: str, text: str, /, **parameters: Any) -> Statement:
     """`text` with `{s}` for the schema, and its parameters."""
-    return SQL(text).format(s=Identifier(schema)), parameters
+    return _in_schema(schema, text), parameters
+
+
+@lru_cache(maxsize=200)
+def _in_schema(schema: str, text: str) -> bytes:
+    return text.replace("{s}", Identifier(schema).as_string(None).replace("%", "%%")).encode()
 
 
 class Session:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import psycopg
+
 from .sessions import Session, Work, statement
 
 STEP = 5000  # entries that one transaction of trimming looks at
@@ -54,6 +56,15 @@ class State(NamedTuple):
 def state(schema: str) -> Work[State]:
     rows = yield statement(schema, CHECK)
     return State(*rows[0])
+
+
+def prepare(session: Session, schema: str) -> None:
+    """Have the journal be one of this cluster. Raises `psycopg.OperationalError` on a standby."""
+    known = session.run(state(schema))
+    if known.is_standby:
+        raise psycopg.OperationalError("a standby's snapshots know no open transactions: connect to the primary")
+    if not known.is_home:
+        session.run(restore(schema), transaction=True)
 
 
 def register(session: Session, schema: str, name: str, channels: list[str], beginning: bool = False) -> None:

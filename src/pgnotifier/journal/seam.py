@@ -1,4 +1,4 @@
-"""What `pgnotifier.journal` uses of a notifier besides its public methods."""
+"""What the journal uses of a notifier besides its public methods: its events, its backoff, its decoder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Hashable
 from random import random
 from typing import TYPE_CHECKING, Any
 
-from .aio import AsyncNotifier
-from .connection import delay
-from .delivery import Puller, Stream
+from ..aio import AsyncNotifier
+from ..connection import delay, next_attempt
+from ..delivery import Puller, Stream
 
 if TYPE_CHECKING:
-    from .delivery import Dispatcher
-    from .delivery.mailbox import Run
-    from .notifier import Notifier
+    from ..delivery import Dispatcher
+    from ..delivery.mailbox import Run
+    from ..notifier import Notifier
 
 
 class Seam:
@@ -22,6 +22,7 @@ class Seam:
     def __init__(self, notifier: Notifier | AsyncNotifier) -> None:
         self.notifier: Notifier = notifier._notifier if isinstance(notifier, AsyncNotifier) else notifier
         self.decode: Callable[[str], Any] = self.notifier._decode
+        self._retry_delay = self.notifier._options[2]
 
     def listen(self, channel: str, id: Hashable = None) -> Stream:
         """As `Notifier.listen` with `deliver="latest"` (under `id`) or "all", of payloads that are not decoded."""
@@ -36,8 +37,11 @@ class Seam:
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait before `attempt` (from 1), by the notifier's `retry_delay`."""
-        least, most = self.notifier._options[2]
-        return delay(attempt, least, most, random())
+        return delay(attempt, *self._retry_delay, random())
+
+    def next_attempt(self, attempt: int, lived: float) -> int:
+        """The attempt to count next, after a connection that lived for so many seconds."""
+        return next_attempt(attempt, lived, *self._retry_delay)
 
 
 class _Raw:
