@@ -30,6 +30,7 @@ from .consumer import CHANNEL, AsyncConsumer, Consumer
 from .rounds import OnError, Order
 from .seam import Seam
 from .sessions import Session, Statement, statement
+from .slices import NOTHING, Entry, tail
 
 VERSION = 1  # of the tables
 KEEP = timedelta(days=7)
@@ -236,6 +237,26 @@ class Journal:
             except (TimeoutError, StreamClosed):
                 where = f"database {session.conn.info.dbname!r} at {session.conn.info.host}:{session.conn.info.port}"
                 raise ValueError(f"the notifier must be connected to the journal's {where}") from None
+
+    def tail(
+        self, notifier: Notifier, channels: Channels, start: Literal["now", "beginning"] = "now"
+    ) -> Iterator[Entry]:
+        """Entries as they are committed, for looking on: no position is stored, and payloads stay texts.
+
+        What is trimmed before it was read is left out. Ends with the notifier. Raises as `consume`.
+        """
+        seam, names, since = Seam(notifier), sorted(check_channels(channels)), NOTHING
+        with self._session() as session:
+            self._check_same_database(seam, session)
+            with seam.listen(CHANNEL) as stream:
+                if start == "now":
+                    since = session.ask(tail(self._schema, [], since))[0][0]
+                for _ in stream:
+                    while stream.poll() is not None:
+                        pass
+                    rows = session.ask(tail(self._schema, names, since))
+                    since = rows[0][0]
+                    yield from (Entry(*row[1:]) for row in rows if row[1] is not None)
 
     # -- upkeep ---------------------------------------------------------------------------------------------
 

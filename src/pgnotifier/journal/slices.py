@@ -84,6 +84,13 @@ TOLD = "delete from {s}.gap where consumer = %(name)s and channel = %(channel)s 
 SETTLE = "update {s}.consumer set gaps = 0 where name = %(name)s and gaps <> 0 returning 1"
 
 
+TAIL = """
+    select s.now::text, e.id, e.channel, e.payload, e.at
+    from (select pg_catalog.pg_current_snapshot() as now) s
+    left join {s}.journal e on e.channel = any(%(channels)s)
+        and (e.xid >= %(xmax)s::xid8 or e.xid = any(%(open)s::xid8[]))
+    order by e.id"""
+
 LEADS = """
     select (select holder from {s}.lease where consumer = name) = %(holder)s::uuid and %(channels)s =
         array(select channel from {s}.consumer_channel where consumer = name order by channel collate "C")
@@ -92,9 +99,18 @@ LEADS = """
 
 def news(schema: str, name: str, position: Position) -> Statement:
     """The snapshot of now, how many gaps there are and new entries, and the first and last for this consumer."""
-    # The old snapshot goes in parts, as parameters: so the index on xid is used.
-    _, xmax, open = position.since.split(":")
-    return statement(schema, NEWS, name=name, xmax=xmax, open=f"{{{open}}}")
+    return statement(schema, NEWS, name=name, **_parts(position.since))
+
+
+def tail(schema: str, channels: list[str], since: str) -> Statement:
+    """The snapshot of now, and the entries that it shows and `since` does not, a row for each or one without."""
+    return statement(schema, TAIL, channels=channels, **_parts(since))
+
+
+def _parts(snapshot: str) -> dict[str, str]:
+    """A snapshot as parameters: so the index on xid is used."""
+    _, xmax, open = snapshot.split(":")
+    return {"xmax": xmax, "open": f"{{{open}}}"}
 
 
 def stored(schema: str, name: str) -> Work[Position]:
