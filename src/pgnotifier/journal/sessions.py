@@ -117,6 +117,11 @@ class Session:
         self.conn.pgconn.finish()
         self._socket.close()
 
+    def __del__(self) -> None:
+        """A journal that nobody closed leaves its idle sessions to Python."""
+        with suppress(Exception):  # not made, or the interpreter ends
+            self._socket.close()
+
     def __enter__(self) -> Session:
         return self
 
