@@ -50,7 +50,7 @@ class Consumer:
         self._token = CancelToken()
         self._stopping = self._active = False
         self._lease = Lease(order.dbconf, self._token, order.schema, order.name)
-        self._rounds = Rounds(self, seam, order, self._lease.holder, self._is_ending)
+        self._rounds = Rounds(seam, order, self._lease.holder, self._is_ending)
         self._session: Session | None = None
         self._last_error: str | None = None
         self._trim_at, self._trim_after = monotonic(), 0
@@ -126,7 +126,7 @@ class Consumer:
             while not self._is_ending():
                 began = monotonic()
                 try:
-                    with Session(self._order.dbconf, self._token, self._order.loop) as self._session:
+                    with Session(self._order.dbconf, self._token, self._order.loop, self) as self._session:
                         self._serve(self._session)
                 except (StreamClosed, Abandoned, LookupError):
                     raise

@@ -40,10 +40,10 @@ class Order:
 
 
 class Rounds:
-    """In the thread of `owner`, the consumer. The counters are read by others."""
+    """In the consumer's thread. The counters are read by others."""
 
-    def __init__(self, owner: object, seam: Seam, order: Order, holder: str, stopping: Callable[[], bool]) -> None:
-        self._owner, self._seam, self._order = owner, seam, order
+    def __init__(self, seam: Seam, order: Order, holder: str, stopping: Callable[[], bool]) -> None:
+        self._seam, self._order = seam, order
         self._turn = Turn(order.schema, order.name, holder, order.channels, self._call, self._tell, stopping)
         self._decoded: Entry | None = None  # the latest that was called for
         self._tries: dict[int, int] = {}  # by id; 0 is a gap
@@ -137,7 +137,7 @@ class Rounds:
             return False
 
     def _call(self, entry: Entry) -> Call:
-        return Call(self._owner, self._invoke, (entry,))
+        return Call(self._invoke, (entry,))
 
     def _invoke(self, entry: Entry, conn: Any) -> Any:
         self._decoded = entry._replace(payload=self._decode(entry.payload))
@@ -153,9 +153,9 @@ class Rounds:
             return text
 
     def _tell(self, channel: str, gap: Gap) -> Call:
-        return Call(self._owner, self._hear, (channel, gap), with_connection=False)
+        return Call(self._hear, (channel, gap))
 
-    def _hear(self, channel: str, gap: Gap) -> Any:
+    def _hear(self, channel: str, gap: Gap, conn: Any) -> Any:
         name, dropped = self._order.name, "an unknown number of" if gap.dropped is None else gap.dropped
         log(ERROR, "consumer %r has missed %s entries on channel %r (%s)", name, dropped, channel, gap.reason)
         if self._order.on_gap is not None:
