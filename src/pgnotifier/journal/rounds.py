@@ -65,9 +65,9 @@ class Rounds:
             if found is position and not tell and not self._gaps:
                 return position
             slice = found
-        most = 1 if slice.done < self._alone_until else self._order.batch
-        if most == 1 and position.upto is None and slice.upto is not None:  # lest a later slice has others before it
-            position = slice = session.run(turn.take(position, slice, 0, tell), transaction=True)
+        most = self._order.batch
+        if slice.done < self._alone_until:  # first the slice is kept, lest a later one has others before the entry
+            most = 0 if position.upto is None else 1
         after = session.run(turn.take(position, slice, most, tell), transaction=True)
         passed = [entry.id for entry in turn.called]
         skipped = turn.skipped.intersection(passed)

@@ -78,6 +78,7 @@ class Session:
         self._loop, self._owner = loop, owner
         self.conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] = conn
         self._future: Any = None
+        self.in_call: bool = False  # whether user code is running
         try:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             _keep_alive(self._socket)
@@ -105,12 +106,61 @@ class Session:
         if self._owner is not None:
             inside.set(self._owner)  # in its thread, for good
         with self.conn.transaction() if transaction else nullcontext():
-            return _drive(self.conn, work)
+            return self._drive(self.conn, work)
 
     async def _arun(self, conn: psycopg.AsyncConnection[Any], work: Work[T], transaction: bool) -> T:
         inside.set(self._owner)  # in this task
         async with conn.transaction() if transaction else nullcontext():
-            return await _adrive(conn, work)
+            return await self._adrive(conn, work)
+
+    def _drive(self, conn: psycopg.Connection[Any], work: Work[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                step = work.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Call):
+                error = None
+                self.in_call = True
+                try:
+                    result = step.function(*step.arguments, conn)
+                    if asyncio.iscoroutine(result):
+                        result.close()
+                        raise TypeError("the callback returned a coroutine: give the coroutine function itself")
+                except Exception as raised:
+                    error = raised
+                finally:
+                    self.in_call = False
+                _check(conn, error)
+            else:
+                with conn.cursor(row_factory=tuple_row) as cursor:  # a callback may change the connection's own
+                    cursor.execute(*step)
+                    answer = cursor.fetchall()
+
+    async def _adrive(self, conn: psycopg.AsyncConnection[Any], work: Work[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                step = work.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Call):
+                error = None
+                self.in_call = True
+                try:
+                    result = step.function(*step.arguments, conn)
+                    if hasattr(result, "__await__"):
+                        await result
+                except Exception as raised:
+                    error = raised
+                finally:
+                    self.in_call = False
+                _check(conn, error)
+            else:
+                async with conn.cursor(row_factory=tuple_row) as cursor:
+                    await cursor.execute(*step)
+                    answer = await cursor.fetchall()
 
     def ask(self, query: Statement) -> list[Any]:
         """The rows of one statement."""
@@ -155,51 +205,6 @@ def _keep_alive(sock: socket.socket) -> None:
 
 def _one(query: Statement) -> Work[list[Any]]:
     return (yield query)  # type: ignore[no-any-return]
-
-
-def _drive(conn: psycopg.Connection[Any], work: Work[T]) -> T:
-    answer: Any = None
-    while True:
-        try:
-            step = work.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        if isinstance(step, Call):
-            error = None
-            try:
-                result = step.function(*step.arguments, conn)
-                if asyncio.iscoroutine(result):
-                    result.close()
-                    raise TypeError("the callback returned a coroutine: give the coroutine function itself")
-            except Exception as raised:
-                error = raised
-            _check(conn, error)
-        else:
-            with conn.cursor(row_factory=tuple_row) as cursor:  # a callback may change the connection's own
-                cursor.execute(*step)
-                answer = cursor.fetchall()
-
-
-async def _adrive(conn: psycopg.AsyncConnection[Any], work: Work[T]) -> T:
-    answer: Any = None
-    while True:
-        try:
-            step = work.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        if isinstance(step, Call):
-            error = None
-            try:
-                result = step.function(*step.arguments, conn)
-                if hasattr(result, "__await__"):
-                    await result
-            except Exception as raised:
-                error = raised
-            _check(conn, error)
-        else:
-            async with conn.cursor(row_factory=tuple_row) as cursor:
-                await cursor.execute(*step)
-                answer = await cursor.fetchall()
 
 
 def _check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: Exception | None) -> None:
