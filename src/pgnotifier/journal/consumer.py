@@ -189,6 +189,8 @@ class Consumer:
         position, tell, attempt = session.run(stored(schema, name)), True, 0
         while not self._is_ending():
             try:
+                if monotonic() >= self._trim_at:
+                    self._trim(session)
                 after = self._rounds.next(session, position, tell)
             except Moved:
                 if not session.run(leads(schema, name, self._lease.holder, channels)):
@@ -204,14 +206,12 @@ class Consumer:
                 continue
             is_idle = after == position
             position, tell, attempt = after, False, 0
-            if monotonic() >= self._trim_at:
-                self._trim(session)
             if is_idle:
                 self._await_news(max(0.0, self._trim_at - monotonic()))
 
     def _trim(self, session: Session) -> None:
         """Look at some of the entries that are old, and go on there the next time."""
-        schema = self._order.schema
+        schema, self._trim_at = self._order.schema, monotonic() + TRIM_EVERY
         keep = session.run(upkeep.state(schema)).keep
         for _ in range(TRIM_STEPS if keep is not None else 0):
             assert keep is not None
@@ -219,7 +219,6 @@ class Consumer:
             self._trim_after = step.after if step.more else 0
             if not step.more or self._is_ending():
                 break
-        self._trim_at = monotonic() + TRIM_EVERY
 
 
 class AsyncConsumer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import psycopg
@@ -28,7 +28,7 @@ OnError = Literal["retry", "skip"] | Callable[[Entry, BaseException, int], bool]
 class Order:
     """What a consumer was made with. With `loop`, `fn` is a coroutine function."""
 
-    dbconf: DbConf
+    dbconf: DbConf = field(repr=False)  # it may hold a password
     schema: str
     name: str
     channels: list[str]
@@ -69,7 +69,7 @@ class Rounds:
         if slice.done < self._alone_until:  # first the slice is kept, lest a later one has others before the entry
             most = 0 if position.upto is None else 1
         after = session.run(turn.take(position, slice, most, tell), transaction=True)
-        passed = [entry.id for entry in turn.called]
+        passed, turn.called = [entry.id for entry in turn.called], []
         skipped = turn.skipped.intersection(passed)
         turn.skipped -= skipped
         self.delivered += len(passed) - len(skipped)
