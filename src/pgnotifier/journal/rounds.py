@@ -21,6 +21,8 @@ from .slices import MANY, Entry, Position, Turn, TurnEnded, news
 LONG = 8000  # characters: Python's parser can crash on longer literals
 SKIP_AFTER = 5  # tries, with on_error="skip"
 
+OnEntry = Callable[[Entry, Any], object]
+OnGap = Callable[[str, str, Gap], object]
 OnError = Literal["retry", "skip"] | Callable[[Entry, BaseException, int], bool]
 
 
@@ -32,8 +34,8 @@ class Order:
     schema: str
     name: str
     channels: list[str]
-    fn: Callable[..., Any]
-    on_gap: Callable[..., Any] | None
+    fn: OnEntry
+    on_gap: OnGap | None
     on_error: OnError
     batch: int
     loop: asyncio.AbstractEventLoop | None
