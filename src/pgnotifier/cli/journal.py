@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from json import dumps
-from typing import Any
 
 from ..journal import Entry, Journal
 from ..notifier import Notifier
@@ -28,21 +27,15 @@ examples:
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Run = Callable[[Journal, argparse.Namespace, Terminal], int]
-Add = Callable[[Any, str, str], argparse.ArgumentParser]
+Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
-def add(parser: argparse.ArgumentParser, command: Add, channel: Callable[[str], str]) -> None:
-    """Add the commands to `parser`; `command(subparsers, name, text)` makes one, with the options that all have."""
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=type(parser))
+def add(command: Add, channel: Callable[[str], str]) -> None:
+    """Add the commands. `command(name, run, text)` makes one, with the options that all have."""
 
-    def one(
-        name: str, run: Callable[[Journal, argparse.Namespace, Terminal], int], text: str
-    ) -> argparse.ArgumentParser:
-        made = command(commands, name, text)
-        made.add_argument(
-            "--schema", default="pgnotifier", type=channel, help="where its tables are; else pgnotifier"
-        )
-        made.set_defaults(run=lambda args: _run(run, args))
+    def one(name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        made = command(name, lambda args: _run(run, args), text)
+        made.add_argument("--schema", default="pgnotifier", type=channel, help="where its tables are")
         return made
 
     install = one("install", _install, "make the tables and functions, or bring them up to date")

@@ -15,14 +15,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psycopg
 
 from ..connection.sender import MAX_PAYLOAD_BYTES
 from ..errors import NotifierError
 from ..validation import check_channel
-from . import advice, commands, demo
+from . import advice, commands, demo, journal
 from .terminal import Terminal, printable
 from .views import Json, Plain
 
@@ -33,6 +33,7 @@ examples:
   pgnotifier doctor --dsn postgresql://localhost/app   can this database LISTEN and NOTIFY?
   pgnotifier listen orders customers                   a line per notification
   pgnotifier notify orders '{"id": 42}'                send one
+  pgnotifier journal --help                            nothing missed while away
 
 Without --dsn the environment counts: PGHOST, PGPORT, PGUSER, PGDATABASE, PGPASSWORD, PGSERVICE, ~/.pgpass.
 exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C
@@ -170,9 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pgnotifier {version('pgnotifier')}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def command(name: str, run: Run, text: str, epilog: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Run, text: str, epilog: str = "", among: Any = subparsers) -> argparse.ArgumentParser:
         description = f"{text[0].upper()}{text[1:]}."
-        made = _make(subparsers.add_parser, name, help=text, description=description, epilog=epilog)
+        made = _make(among.add_parser, name, help=text, description=description, epilog=epilog)
         made.set_defaults(run=run, parser=made)
         made.add_argument(
             "-d", "--dsn", type=_dsn, default="", help="a URI or key=value pairs; else libpq's environment"
@@ -191,6 +192,11 @@ def _parser() -> argparse.ArgumentParser:
 
     check = command("doctor", _doctor, "check a database for all that keeps LISTEN from working", DOCTOR)
     check.add_argument("--json", action="store_true", help="one JSON object a check")
+
+    about = "keep notifications for those who are away, and look at what is kept"
+    group = _make(subparsers.add_parser, "journal", help=about, description=f"{about}.", epilog=journal.JOURNAL)
+    among = group.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    journal.add(lambda name, run, text: command(name, run, text, among=among), _channel)
 
     command("demo", _demo, "show the main job on a throw-away PostgreSQL, or on --dsn", DEMO)
     return parser

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import psycopg
 
-from .. import threads
+from .. import lifecycle, threads
 from ..calls import Call
 from ..connection import Abandoned, CancelToken
 from ..errors import StreamClosed
@@ -19,11 +19,12 @@ from .lease import POLL, Lease
 from .rounds import Order, Rounds
 from .seam import Seam
 from .sessions import CallFailed, Session, inside
-from .slices import Moved, TurnEnded, leads, stored
+from .slices import Moved, Removed, TurnEnded, leads, stored
 
 CHANNEL = "pgnotifier_journal"  # on which the trigger of the table wakes consumers
 TRIM_EVERY = 60.0  # seconds
 TRIM_STEPS = 20  # at a time
+SERVER_SECONDS = 1.0  # that `stop` waits for the server
 BUSY = 0.05  # seconds until a position that somebody has locked is looked at again
 
 
@@ -50,11 +51,12 @@ class Consumer:
         self._token = CancelToken()
         self._stopping = self._active = False
         self._lease = Lease(order.dbconf, self._token, order.schema, order.name)
-        self._rounds = Rounds(self, seam, order, self._lease.holder, self._is_ending)
+        self._rounds = Rounds(seam, order, self._lease.holder, self._is_ending)
         self._session: Session | None = None
         self._last_error: str | None = None
         self._trim_at, self._trim_after = monotonic(), 0
         self._stream = seam.listen(CHANNEL, f"journal consumer {order.schema}.{order.name}")
+        lifecycle.watch_forks(self)
         self._thread = threading.Thread(target=self._work, name=f"pgnotifier-consumer-{order.name}", daemon=True)
 
     def __repr__(self) -> str:
@@ -94,11 +96,17 @@ class Consumer:
         self._token.cancel()
         if inside.get() is self:
             return
-        threads.join(self._thread, timeout)
+        threads.join(self._thread, min(timeout, SERVER_SECONDS))
         session = self._session
-        if session is not None:
+        if session is not None and session.in_call:
+            threads.join(self._thread, max(0.0, timeout - SERVER_SECONDS))
+        if (session := self._session) is not None:
             session.interrupt()
-            threads.join(self._thread, 1.0)
+            threads.join(self._thread, SERVER_SECONDS)
+
+    def _forked(self) -> None:
+        """In a forked child: stopped, without touching the parent's session."""
+        self._stopping, self._session, self._token = True, None, CancelToken()
 
     # -- its thread -----------------------------------------------------------------------------------------
 
@@ -126,22 +134,23 @@ class Consumer:
             while not self._is_ending():
                 began = monotonic()
                 try:
-                    with Session(self._order.dbconf, self._token, self._order.loop) as self._session:
+                    with Session(self._order.dbconf, self._token, self._order.loop, self) as self._session:
                         self._serve(self._session)
-                except (StreamClosed, Abandoned, LookupError):
+                except (StreamClosed, Abandoned, Removed):
                     raise
                 except Exception as error:
                     if self._is_ending():
                         return
-                    if self._order.loop is not None and self._order.loop.is_closed():
-                        raise LookupError("its event loop is closed") from error
                     self._last_error = describe(error)
+                    if self._order.loop is not None and self._order.loop.is_closed():
+                        log(ERROR, "consumer %r ends: its event loop is closed", self._order.name)
+                        return
                     log(WARNING, "consumer %r begins again: %s", self._order.name, self._last_error)
                     attempt = self._seam.next_attempt(attempt, monotonic() - began)
                     self._pause(self._seam.delay(attempt))
         except (StreamClosed, Abandoned):
             pass
-        except LookupError as error:
+        except Removed as error:
             self._last_error = str(error)
             log(ERROR, "consumer %r ends: %s", self._order.name, error)
         except BaseException as error:
@@ -157,6 +166,7 @@ class Consumer:
         order = self._order
         while not self._is_ending():
             upkeep.prepare(session, order.schema)
+            session.run(stored(order.schema, order.name))
             if not self._lease.take(session):
                 self._pause(POLL)
                 continue
@@ -179,6 +189,8 @@ class Consumer:
         position, tell, attempt = session.run(stored(schema, name)), True, 0
         while not self._is_ending():
             try:
+                if monotonic() >= self._trim_at:
+                    self._trim(session)
                 after = self._rounds.next(session, position, tell)
             except Moved:
                 if not session.run(leads(schema, name, self._lease.holder, channels)):
@@ -194,14 +206,12 @@ class Consumer:
                 continue
             is_idle = after == position
             position, tell, attempt = after, False, 0
-            if monotonic() >= self._trim_at:
-                self._trim(session)
             if is_idle:
                 self._await_news(max(0.0, self._trim_at - monotonic()))
 
     def _trim(self, session: Session) -> None:
         """Look at some of the entries that are old, and go on there the next time."""
-        schema = self._order.schema
+        schema, self._trim_at = self._order.schema, monotonic() + TRIM_EVERY
         keep = session.run(upkeep.state(schema)).keep
         for _ in range(TRIM_STEPS if keep is not None else 0):
             assert keep is not None
@@ -209,7 +219,6 @@ class Consumer:
             self._trim_after = step.after if step.more else 0
             if not step.more or self._is_ending():
                 break
-        self._trim_at = monotonic() + TRIM_EVERY
 
 
 class AsyncConsumer:

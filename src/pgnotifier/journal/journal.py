@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.resources import files
@@ -27,7 +27,7 @@ from ..validation import check_channel, check_channels, check_dbconf
 from . import upkeep
 from .arguments import check_age, check_consumer, loop_for
 from .consumer import CHANNEL, AsyncConsumer, Consumer
-from .rounds import OnError, Order
+from .rounds import OnEntry, OnError, OnGap, Order
 from .seam import Seam
 from .sessions import Session, Statement, statement
 from .slices import NOTHING, Entry, tail
@@ -129,11 +129,11 @@ class Journal:
         notifier: Notifier,
         name: str,
         channels: Channels,
-        fn: Callable[..., Any],
+        fn: OnEntry,
         *,
         start: Literal["now", "beginning"] = "now",
         batch: int = 100,
-        on_gap: Callable[..., Any] | None = None,
+        on_gap: OnGap | None = None,
         on_error: OnError = "retry",
     ) -> Consumer: ...
     @overload
@@ -142,11 +142,11 @@ class Journal:
         notifier: AsyncNotifier,
         name: str,
         channels: Channels,
-        fn: Callable[..., Any],
+        fn: OnEntry,
         *,
         start: Literal["now", "beginning"] = "now",
         batch: int = 100,
-        on_gap: Callable[..., Any] | None = None,
+        on_gap: OnGap | None = None,
         on_error: OnError = "retry",
     ) -> Awaitable[AsyncConsumer]: ...
     def consume(
@@ -154,11 +154,11 @@ class Journal:
         notifier: Notifier | AsyncNotifier,
         name: str,
         channels: Channels,
-        fn: Callable[..., Any],
+        fn: OnEntry,
         *,
         start: Literal["now", "beginning"] = "now",
         batch: int = 100,
-        on_gap: Callable[..., Any] | None = None,
+        on_gap: OnGap | None = None,
         on_error: OnError = "retry",
     ) -> Consumer | Awaitable[AsyncConsumer]:
         """Have `fn(entry, conn)` called for every entry of `channels` that this name has not had, one at a time.

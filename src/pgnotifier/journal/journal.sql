@@ -8,7 +8,7 @@ set local client_min_messages = warning;
 select pg_catalog.pg_advisory_xact_lock(7308604895632785008);
 
 do $$ begin
-    if pg_catalog.to_regnamespace({schema_text}) is null then
+    if not exists (select from pg_catalog.pg_namespace where nspname = {schema_text}) then
         create schema {schema};
     end if;
 end $$;

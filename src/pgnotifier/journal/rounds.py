@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import psycopg
@@ -21,6 +21,8 @@ from .slices import MANY, Entry, Position, Turn, TurnEnded, news
 LONG = 8000  # characters: Python's parser can crash on longer literals
 SKIP_AFTER = 5  # tries, with on_error="skip"
 
+OnEntry = Callable[[Entry, Any], object]
+OnGap = Callable[[str, str, Gap], object]
 OnError = Literal["retry", "skip"] | Callable[[Entry, BaseException, int], bool]
 
 
@@ -28,22 +30,22 @@ OnError = Literal["retry", "skip"] | Callable[[Entry, BaseException, int], bool]
 class Order:
     """What a consumer was made with. With `loop`, `fn` is a coroutine function."""
 
-    dbconf: DbConf
+    dbconf: DbConf = field(repr=False)  # it may hold a password
     schema: str
     name: str
     channels: list[str]
-    fn: Callable[..., Any]
-    on_gap: Callable[..., Any] | None
+    fn: OnEntry
+    on_gap: OnGap | None
     on_error: OnError
     batch: int
     loop: asyncio.AbstractEventLoop | None
 
 
 class Rounds:
-    """In the thread of `owner`, the consumer. The counters are read by others."""
+    """In the consumer's thread. The counters are read by others."""
 
-    def __init__(self, owner: object, seam: Seam, order: Order, holder: str, stopping: Callable[[], bool]) -> None:
-        self._owner, self._seam, self._order = owner, seam, order
+    def __init__(self, seam: Seam, order: Order, holder: str, stopping: Callable[[], bool]) -> None:
+        self._seam, self._order = seam, order
         self._turn = Turn(order.schema, order.name, holder, order.channels, self._call, self._tell, stopping)
         self._decoded: Entry | None = None  # the latest that was called for
         self._tries: dict[int, int] = {}  # by id; 0 is a gap
@@ -65,11 +67,11 @@ class Rounds:
             if found is position and not tell and not self._gaps:
                 return position
             slice = found
-        most = 1 if slice.done < self._alone_until else self._order.batch
-        if most == 1 and position.upto is None and slice.upto is not None:  # lest a later slice has others before it
-            position = slice = session.run(turn.take(position, slice, 0, tell), transaction=True)
+        most = self._order.batch
+        if slice.done < self._alone_until:  # first the slice is kept, lest a later one has others before the entry
+            most = 0 if position.upto is None else 1
         after = session.run(turn.take(position, slice, most, tell), transaction=True)
-        passed = [entry.id for entry in turn.called]
+        passed, turn.called = [entry.id for entry in turn.called], []
         skipped = turn.skipped.intersection(passed)
         turn.skipped -= skipped
         self.delivered += len(passed) - len(skipped)
@@ -137,7 +139,7 @@ class Rounds:
             return False
 
     def _call(self, entry: Entry) -> Call:
-        return Call(self._owner, self._invoke, (entry,))
+        return Call(self._invoke, (entry,))
 
     def _invoke(self, entry: Entry, conn: Any) -> Any:
         self._decoded = entry._replace(payload=self._decode(entry.payload))
@@ -153,9 +155,9 @@ class Rounds:
             return text
 
     def _tell(self, channel: str, gap: Gap) -> Call:
-        return Call(self._owner, self._hear, (channel, gap), with_connection=False)
+        return Call(self._hear, (channel, gap))
 
-    def _hear(self, channel: str, gap: Gap) -> Any:
+    def _hear(self, channel: str, gap: Gap, conn: Any) -> Any:
         name, dropped = self._order.name, "an unknown number of" if gap.dropped is None else gap.dropped
         log(ERROR, "consumer %r has missed %s entries on channel %r (%s)", name, dropped, channel, gap.reason)
         if self._order.on_gap is not None:

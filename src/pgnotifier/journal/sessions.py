@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel, pq
@@ -41,14 +40,11 @@ class CallFailed(Exception):
         self.error = error
 
 
-@dataclass(frozen=True)
-class Call:
-    """`function(*arguments, conn)`, user code of `owner`; `with_connection` false: without the last argument."""
+class Call(NamedTuple):
+    """`function(*arguments, conn)`: user code."""
 
-    owner: object
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    with_connection: bool = True
 
 
 Statement = tuple[bytes, dict[str, Any]]
@@ -66,13 +62,23 @@ def _in_schema(schema: str, text: str) -> bytes:
 
 
 class Session:
-    """A connection in a thread, or, with `loop`, one for coroutines whose transactions run on that event loop."""
+    """A connection in a thread, or, with `loop`, one for coroutines whose work is done on that event loop.
 
-    def __init__(self, dbconf: DbConf, token: CancelToken, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    User code that runs in its work finds `owner` in `inside`.
+    """
+
+    def __init__(
+        self,
+        dbconf: DbConf,
+        token: CancelToken,
+        loop: asyncio.AbstractEventLoop | None = None,
+        owner: object = None,
+    ) -> None:
         conn = connect(dbconf, token)
-        self._loop = loop
+        self._loop, self._owner = loop, owner
         self.conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] = conn
         self._future: Any = None
+        self.in_call: bool = False  # whether user code is running
         try:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             _keep_alive(self._socket)
@@ -95,12 +101,66 @@ class Session:
         """
         if isinstance(self.conn, psycopg.AsyncConnection):
             assert self._loop is not None
-            self._future = asyncio.run_coroutine_threadsafe(_arun(self.conn, work, transaction), self._loop)
+            self._future = asyncio.run_coroutine_threadsafe(self._arun(self.conn, work, transaction), self._loop)
             return self._future.result()  # type: ignore[no-any-return]
-        if transaction:
-            with self.conn.transaction():
-                return _drive(self.conn, work)
-        return _drive(self.conn, work)
+        if self._owner is not None:
+            inside.set(self._owner)  # in its thread, for good
+        with self.conn.transaction() if transaction else nullcontext():
+            return self._drive(self.conn, work)
+
+    async def _arun(self, conn: psycopg.AsyncConnection[Any], work: Work[T], transaction: bool) -> T:
+        inside.set(self._owner)  # in this task
+        async with conn.transaction() if transaction else nullcontext():
+            return await self._adrive(conn, work)
+
+    def _drive(self, conn: psycopg.Connection[Any], work: Work[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                step = work.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Call):
+                error = None
+                self.in_call = True
+                try:
+                    result = step.function(*step.arguments, conn)
+                    if asyncio.iscoroutine(result):
+                        result.close()
+                        raise TypeError("the callback returned a coroutine: give the coroutine function itself")
+                except Exception as raised:
+                    error = raised
+                finally:
+                    self.in_call = False
+                _check(conn, error)
+            else:
+                with conn.cursor(row_factory=tuple_row) as cursor:  # a callback may change the connection's own
+                    cursor.execute(*step)
+                    answer = cursor.fetchall()
+
+    async def _adrive(self, conn: psycopg.AsyncConnection[Any], work: Work[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                step = work.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Call):
+                error = None
+                self.in_call = True
+                try:
+                    result = step.function(*step.arguments, conn)
+                    if hasattr(result, "__await__"):
+                        await result
+                except Exception as raised:
+                    error = raised
+                finally:
+                    self.in_call = False
+                _check(conn, error)
+            else:
+                async with conn.cursor(row_factory=tuple_row) as cursor:
+                    await cursor.execute(*step)
+                    answer = await cursor.fetchall()
 
     def ask(self, query: Statement) -> list[Any]:
         """The rows of one statement."""
@@ -116,6 +176,11 @@ class Session:
     def close(self) -> None:
         self.conn.pgconn.finish()
         self._socket.close()
+
+    def __del__(self) -> None:
+        """A journal that nobody closed leaves its idle sessions to Python."""
+        with suppress(Exception):  # not made, or the interpreter ends
+            self._socket.close()
 
     def __enter__(self) -> Session:
         return self
@@ -142,77 +207,17 @@ def _one(query: Statement) -> Work[list[Any]]:
     return (yield query)  # type: ignore[no-any-return]
 
 
-def _drive(conn: psycopg.Connection[Any], work: Work[T]) -> T:
-    answer: Any = None
-    while True:
-        try:
-            step = work.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        if isinstance(step, Call):
-            with _guarded(step, conn):
-                result = step.function(*step.arguments, *([conn] if step.with_connection else []))
-                refuse_awaitable(result)
-        else:
-            with conn.cursor(row_factory=tuple_row) as cursor:  # a callback may change the connection's own
-                cursor.execute(*step)
-                answer = cursor.fetchall()
-
-
-async def _arun(conn: psycopg.AsyncConnection[Any], work: Work[T], transaction: bool) -> T:
-    if transaction:
-        async with conn.transaction():
-            return await _adrive(conn, work)
-    return await _adrive(conn, work)
-
-
-async def _adrive(conn: psycopg.AsyncConnection[Any], work: Work[T]) -> T:
-    answer: Any = None
-    while True:
-        try:
-            step = work.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        if isinstance(step, Call):
-            with _guarded(step, conn):
-                result = step.function(*step.arguments, *([conn] if step.with_connection else []))
-                if hasattr(result, "__await__"):
-                    await result
-        else:
-            async with conn.cursor(row_factory=tuple_row) as cursor:
-                await cursor.execute(*step)
-                answer = await cursor.fetchall()
-
-
-def refuse_awaitable(result: object) -> None:
-    if asyncio.iscoroutine(result):
-        result.close()
-        raise TypeError("the callback returned a coroutine: give the coroutine function itself")
-
-
-@contextmanager
-def _guarded(call: Call, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> Iterator[None]:
-    """Raise `CallFailed` where a call has failed by itself; a lost connection and a conflict as they are."""
-    token = inside.set(call.owner)
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    finally:
-        inside.reset(token)
-    if not call.with_connection:
-        if error is not None:
-            raise CallFailed(error) from error
-        return
+def _check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: Exception | None) -> None:
+    """After a call: raise `CallFailed` if it has failed by itself; a lost connection and a conflict as they are."""
     status = conn.pgconn.transaction_status
+    if error is None and status == pq.TransactionStatus.INTRANS:
+        return
     if status == pq.TransactionStatus.UNKNOWN:
         raise psycopg.OperationalError("the connection was lost in a callback") from error
     if isinstance(error, CONFLICTS) and status == pq.TransactionStatus.INERROR:
         raise error
     if error is None and status == pq.TransactionStatus.INERROR:
         error = psycopg.errors.InFailedSqlTransaction("the callback has kept an error of the server to itself")
-    if error is None and status != pq.TransactionStatus.INTRANS:
+    elif error is None:
         error = psycopg.ProgrammingError("the callback has ended the transaction")
-    if error is not None:
-        raise CallFailed(error) from error
+    raise CallFailed(error) from error

@@ -29,6 +29,10 @@ class Entry(NamedTuple):
     at: datetime
 
 
+class Removed(Exception):
+    """The consumer does not stand in the journal any more."""
+
+
 class Moved(Exception):
     """The position is not as it was: another process has it, or something else moves it now."""
 
@@ -114,20 +118,20 @@ def _parts(snapshot: str) -> dict[str, str]:
 
 
 def stored(schema: str, name: str) -> Work[Position]:
-    """The position. Raises LookupError where the consumer has been removed."""
+    """The position. Raises `Removed`."""
     rows = yield statement(
         schema, "select since::text, upto::text, done, last from {s}.consumer where name = %(name)s", name=name
     )
     if not rows:
-        raise LookupError(f"consumer {name!r} has been removed")
+        raise Removed(f"consumer {name!r} has been removed")
     return Position(*rows[0])
 
 
 def leads(schema: str, name: str, holder: str, channels: list[str]) -> Work[bool]:
-    """Whether the lease is that holder's and the list of channels this one. Raises LookupError as `stored`."""
+    """Whether the lease is that holder's and the list of channels this one. Raises `Removed`."""
     rows = yield statement(schema, LEADS, name=name, holder=holder, channels=channels)
     if not rows:
-        raise LookupError(f"consumer {name!r} has been removed")
+        raise Removed(f"consumer {name!r} has been removed")
     return bool(rows[0][0])
 
 
