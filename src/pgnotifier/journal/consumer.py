@@ -186,6 +186,7 @@ class Consumer:
         schema, name, channels = self._order.schema, self._order.name, self._order.channels
         upkeep.register(session, schema, name, channels)
         session.run(upkeep.prune(schema, name, channels))
+        self._rounds.begin()
         position, tell, attempt = session.run(stored(schema, name)), True, 0
         while not self._is_ending():
             try:

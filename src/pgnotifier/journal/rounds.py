@@ -55,6 +55,14 @@ class Rounds:
         self.delivered = self.failed = self.skipped = 0
         self.last_error: str | None = None
 
+    def begin(self) -> None:
+        """On a new session: forget the slice that is not stored.
+
+        A server that crashed, or a standby in its place, uses transaction ids again which nobody has stored. The
+        snapshot of such a slice would show those transactions as over before they have begun.
+        """
+        self._slice = None
+
     def next(self, session: Session, position: Position, tell: bool) -> Position:
         """Take the next batch and return the new position; the same one where there was nothing to do.
 
