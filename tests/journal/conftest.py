@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from faults.servers import Server
 from pgnotifier import Notifier
 from pgnotifier.journal import Consumer, Journal
 from pgnotifier.journal import consumer as consumer_module
@@ -22,6 +23,16 @@ from .reading import Reader, run
 
 if sys.platform == "win32":
     collect_ignore_glob = ["test_*.py"]  # freezing and killing processes is POSIX
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """A cluster of the tests' own, or the one that PGNOTIFIER_TEST_DSN names (TCP, as a superuser)."""
+    if dsn := os.environ.get("PGNOTIFIER_TEST_DSN"):
+        yield dsn
+        return
+    with Server() as cluster:
+        yield cluster.dsn
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,8 @@ def effects(dsn: str) -> list[str]:
 class Reader:
     """A callback that notes each call, writes its effect, and stops at the payloads that it was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, writes: bool = True) -> None:
+        self._writes = writes
         self.entries: list[Entry] = []
         self.gaps: list[Gap] = []
         self._held: dict[object, tuple[Event, Event]] = {}
@@ -62,7 +63,8 @@ class Reader:
         if reached is not None and go is not None and not reached.is_set():
             reached.set()
             assert go.wait(30)
-        write(conn, entry)
+        if self._writes:
+            write(conn, entry)
 
     def on_gap(self, name: str, channel: str, gap: Gap) -> None:
         assert channel == gap.channel
