@@ -126,8 +126,8 @@ class Check:
 def check_lines(check: Check) -> list[Line]:
     """A line with the verdict, and one with the remedy."""
     lines: list[Line] = [
-        [(f"{check.verdict:9}", check.verdict), (f"{check.check:11}", "heading"), (printable(check.detail), "")]
+        [(f"{check.verdict:9}", check.verdict), (f"{check.check:13}", "heading"), (printable(check.detail), "")]
     ]
     if check.remedy is not None:
-        lines.append([(f"{'':9}{'':11}", ""), (f"-> {printable(check.remedy)}", "dim")])
+        lines.append([(f"{'':9}{'':13}", ""), (f"-> {printable(check.remedy)}", "dim")])
     return lines
