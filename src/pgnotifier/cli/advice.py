@@ -21,6 +21,7 @@ CLOG = (
     "a defect of PostgreSQL before 18.2, 17.8, 16.12, 15.16 and 14.21: update; until then "
     "SELECT pg_notification_queue_usage() cures it each time"
 )
+SILENT = "the server is silent, or waits for a lock: the other checks may say more"
 WHERE = "check --dsn, or PGHOST, PGPORT, PGUSER, PGDATABASE and PGPASSWORD"
 
 # The first pattern that is found in the error's text names the remedy. libpq's texts follow the locale: WHERE is the
@@ -43,7 +44,7 @@ _REMEDIES = [
     (r"pg_hba.conf", "let this user in from this address: pg_hba.conf on the server"),
     (r"too many notifications", QUEUE),
     (r"permission denied", "GRANT it to this role, or connect as another"),
-    (r"no answer within", "the server is silent, or waits for a lock: the other checks may say more"),
+    (r"no answer within", SILENT),
     (r"startup parameter|statement pooling", POOLER),
     (r"does not support ssl", "connect with sslmode=prefer, or switch ssl on in the server's configuration"),
     (r"certificate", "check sslrootcert and the host's name against the server's certificate"),

@@ -41,7 +41,7 @@ def delivering(dsn: str, service: Service | None) -> Iterator[Check]:
                 service = pooler_behind(dsn)
             if service is not None:
                 remedy = service.remedy
-            elif not remedy or remedy == advice.WHERE:
+            elif remedy in (None, advice.WHERE, advice.SILENT):
                 remedy = advice.POOLER
             yield Check("pooler", "failed", text, remedy)
             return
@@ -49,7 +49,8 @@ def delivering(dsn: str, service: Service | None) -> Iterator[Check]:
             service = pooler_behind(dsn)
         remedy = advice.POOLER if service is None else service.remedy
         yield _pooler(pooled, trouble, service, remedy)
-        yield guarded("delivery", dsn, lambda one, two: _round_trip(one, two, channel, remedy), one, two)
+        if not trouble:
+            yield guarded("delivery", dsn, lambda one, two: _round_trip(one, two, channel, remedy), one, two)
 
 
 def _session(one: Conn, two: Conn, channel: str) -> tuple[bool, str]:
