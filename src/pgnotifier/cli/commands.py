@@ -95,8 +95,7 @@ def listen(
 
     def put_gaps(gaps: list[Gap]) -> None:
         if gaps:
-            order = list(names)
-            feed.put(view.gap(_now(), sorted(gaps, key=lambda gap: order.index(gap.channel))), False)
+            feed.put(view.gap(_now(), sorted(gaps, key=lambda gap: gap.channel)), False)
             gaps.clear()
 
     def heard(id: object, channel: str, payload: Any, pid: int) -> None:

@@ -121,7 +121,8 @@ def _console(stream: Any) -> Any:
         from rich.console import Console
     except ImportError:
         return None
-    return Console(file=stream, highlight=False, markup=False, emoji=False)
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    return None if console.is_dumb_terminal else console
 
 
 def _put(console: Any, stream: Any, lines: Sequence[Line]) -> None:
