@@ -165,6 +165,8 @@ def command(line: str, database: str) -> None:
             timeout=60,
         )
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+    if ">" in words:  # into a file
+        del words[words.index(">") :]
     while words:
         end = next((k for k, word in enumerate(words) if word in ("|", "&&")), len(words))
         known(words[:end])
