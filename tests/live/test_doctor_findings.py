@@ -53,8 +53,9 @@ def test_a_good_server_gives_no_warning(binaries: Path, monkeypatch: pytest.Monk
     major, minor = map(int, name.split("."))
     monkeypatch.setattr(servers, "BIN", binaries)
     with servers.Server() as server:
-        for _ in range(2):
-            code, checks = examine(server.dsn)
+        server.execute("create role plain login")
+        for user in ("postgres", "plain"):
+            code, checks = examine(f"{server.dsn} user={user}")
             expected = {"version"} if minor < settings.MENDED.get(major, 0) else set()
             assert (code, found(checks)) == (0, expected)
         with Notifier(server.dsn, heartbeat=0.1) as n:

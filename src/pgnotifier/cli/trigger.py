@@ -38,7 +38,8 @@ create or replace function %s() returns trigger language plpgsql set search_path
 -- Arguments: the channel, then the schema and the name of the table.
 declare
     change jsonb := jsonb_build_object(
-        'op', tg_op, 'schema', tg_argv[1], 'table', tg_argv[2], 'at', clock_timestamp());
+        'op', tg_op, 'schema', tg_argv[1], 'table', tg_argv[2],
+        'at', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'));
     line jsonb;
     key jsonb;
     old_key jsonb;
