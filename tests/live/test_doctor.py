@@ -23,7 +23,7 @@ from pooler import Pooler
 
 ALL = [
     *("reachable", "database", "service", "primary", "pooler", "delivery", "queue", "commits", "listeners"),
-    *("connections", "timeouts", "functions", "version", "tls"),
+    *("connections", "timeouts", "functions", "journal", "version", "tls"),
 ]
 
 
