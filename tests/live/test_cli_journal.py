@@ -91,3 +91,23 @@ def test_bad_usage(dsn: str) -> None:
         status, _, err = run("journal", *arguments)
         assert status == 2
         assert text in err
+
+
+def test_doctor_names_consumers_that_are_away_and_restored_journals(dsn: str) -> None:
+    def checked() -> dict[str, str]:
+        lines = run("doctor", "--json", "-d", dsn)[1].splitlines()
+        [found] = [check for check in map(json.loads, lines) if check["check"] == "journal"]
+        return found
+
+    assert (checked()["verdict"], checked()["detail"]) == ("ok", "there is none that this role can read")
+    with Journal(dsn, SCHEMA) as journal, Notifier(dsn) as n:
+        journal.install()
+        journal.consume(n, "mailer", "orders", lambda entry, conn: None).stop()
+        assert checked()["verdict"] == "ok"
+        journal.publish("orders")
+        assert checked()["verdict"] == "warning"
+        assert checked()["detail"].startswith("not active: 'mailer' (1 entries behind")
+        assert "journal remove" in checked()["remedy"]
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute('update "a ""journal""".meta set system = 1')
+    assert "comes from another cluster" in checked()["detail"]

@@ -30,7 +30,7 @@ Run = Callable[[Journal, argparse.Namespace, Terminal], int]
 Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
-def add(command: Add, channel: Callable[[str], str]) -> None:
+def add_commands(command: Add, channel: Callable[[str], str]) -> None:
     """Add the commands. `command(name, run, text)` makes one, with the options that all have."""
 
     def one(name: str, run: Run, text: str) -> argparse.ArgumentParser:
