@@ -16,7 +16,7 @@ from ..payload import decode as default_decode
 from ..types import DbConf
 from .seam import Seam
 from .sessions import CONFLICTS, Call, CallFailed, Session
-from .slices import MANY, Entry, Position, Turn, TurnEnded, news
+from .slices import MANY, Entry, Position, Removed, Turn, TurnEnded, news
 
 LONG = 8000  # characters: Python's parser can crash on longer literals
 SKIP_AFTER = 5  # tries, with on_error="skip"
@@ -94,6 +94,8 @@ class Rounds:
             return self._slice[1]
         order = self._order
         [(now, gaps, seen, first, last)] = session.ask(news(order.schema, order.name, position))
+        if gaps is None:
+            raise Removed(order.name)
         self._gaps = bool(gaps)
         if first is None:
             return Position(now) if seen > MANY else position

@@ -163,7 +163,10 @@ def trim(schema: str, age: timedelta, after: int = 0, evict: bool = False) -> Wo
     return Trimmed(deleted, last, more)
 
 
-REMOVE = "delete from {s}.consumer where name = %(name)s returning 1"
+# The notification ends a consumer that runs.
+REMOVE = """
+    with gone as (delete from {s}.consumer where name = %(name)s returning 1)
+    select pg_catalog.pg_notify('pgnotifier_journal', '1') from gone"""
 
 ENTRIES = """
     select pg_catalog.count(*), pg_catalog.pg_total_relation_size(%(table)s::regclass), pg_catalog.min(at),
