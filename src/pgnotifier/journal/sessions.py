@@ -99,6 +99,8 @@ class Session:
 
         Raises `CallFailed`, and `psycopg.Error` of the statements.
         """
+        if transaction and self.conn.pgconn.transaction_status == pq.TransactionStatus.INTRANS:
+            raise psycopg.OperationalError("a callback has left a transaction open")  # in which nothing would commit
         if isinstance(self.conn, psycopg.AsyncConnection):
             assert self._loop is not None
             self._future = asyncio.run_coroutine_threadsafe(self._arun(self.conn, work, transaction), self._loop)
