@@ -103,6 +103,7 @@ class Consumer:
         if (session := self._session) is not None:
             session.interrupt()
             threads.join(self._thread, SERVER_SECONDS)
+            self._lease.stop_renewing()  # a callback that does not return keeps the name from nobody
 
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""
