@@ -35,12 +35,12 @@ class Reader:
         self._writes = writes
         self.entries: list[Entry] = []
         self.gaps: list[Gap] = []
-        self._held: dict[object, tuple[Event, Event]] = {}
+        self._held: dict[str, tuple[Event, Event]] = {}
 
     def hold(self, payload: object) -> tuple[Event, Event]:
         """Two events: the next call with that payload sets one, and waits for the other."""
-        self._held[payload] = Event(), Event()
-        return self._held[payload]
+        self._held[str(payload)] = Event(), Event()
+        return self._held[str(payload)]
 
     def release(self) -> None:
         for _, go in self._held.values():
@@ -59,7 +59,7 @@ class Reader:
 
     def __call__(self, entry: Entry, conn: psycopg.Connection[Any]) -> None:
         self.entries.append(entry)
-        reached, go = self._held.get(entry.payload, (None, None))
+        reached, go = self._held.get(str(entry.payload), (None, None))
         if reached is not None and go is not None and not reached.is_set():
             reached.set()
             assert go.wait(30)
