@@ -3,7 +3,7 @@
 -- Grants: `usage` on the schema, and for a role that publishes `insert (channel, payload)` on table journal; for a role
 -- that consumes all on all tables of the schema. A role that attaches publish_changes() needs `execute` on it; one that
 -- writes such a table needs nothing. Nothing depends on a search_path: neither that of whoever runs this, nor that of whoever publishes.
-begin;
+begin isolation level read committed read write;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 select pg_catalog.pg_advisory_xact_lock(7308604895632785008);
