@@ -136,7 +136,7 @@ class Session:
                     self.in_call = False
                 _check(conn, error)
             else:
-                with conn.cursor(row_factory=tuple_row) as cursor:  # a callback may change the connection's own
+                with conn.cursor(binary=True, row_factory=tuple_row) as cursor:  # a callback may change the connection's own
                     cursor.execute(*step)
                     answer = cursor.fetchall()
 
@@ -160,7 +160,7 @@ class Session:
                     self.in_call = False
                 _check(conn, error)
             else:
-                async with conn.cursor(row_factory=tuple_row) as cursor:
+                async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                     await cursor.execute(*step)
                     answer = await cursor.fetchall()
 
