@@ -30,7 +30,7 @@ TAKE = """
         on conflict (consumer) do update
         set holder = excluded.holder, pid = excluded.pid, began = excluded.began, expires = excluded.expires
         where lease.holder = excluded.holder or not lease.expires between pg_catalog.clock_timestamp()
-            and pg_catalog.clock_timestamp() + 2 * %(seconds)s * interval '1 second'
+            and pg_catalog.clock_timestamp() + %(seconds)s * interval '2 seconds'
         returning 1)
     select l.pid, l.began from taken left join {s}.lease l on l.consumer = %(name)s"""
 
