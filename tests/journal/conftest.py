@@ -31,7 +31,7 @@ def server() -> Iterator[str]:
     if dsn := os.environ.get("PGNOTIFIER_TEST_DSN"):
         yield dsn
         return
-    with Server() as cluster:
+    with Server({"max_prepared_transactions": 5}) as cluster:
         yield cluster.dsn
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -85,7 +86,7 @@ class Session:
             conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
             if loop is not None:
                 self.conn = psycopg.AsyncConnection(conn.pgconn)
-                asyncio.run_coroutine_threadsafe(_like(self.conn), loop).result()
+                _begin(_like(self.conn), loop).result()
         except BaseException:
             conn.close()
             raise
@@ -103,7 +104,7 @@ class Session:
             raise psycopg.OperationalError("a callback has left a transaction open")  # in which nothing would commit
         if isinstance(self.conn, psycopg.AsyncConnection):
             assert self._loop is not None
-            self._future = asyncio.run_coroutine_threadsafe(self._arun(self.conn, work, transaction), self._loop)
+            self._future = _begin(self._arun(self.conn, work, transaction), self._loop)
             return self._future.result()  # type: ignore[no-any-return]
         if self._owner is not None:
             inside.set(self._owner)  # in its thread, for good
@@ -189,6 +190,15 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _begin(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
+    """Have the event loop do it. Raises `RuntimeError` if it is closed."""
+    try:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        work.close()  # else Python warns that nobody has awaited it
+        raise
 
 
 async def _like(conn: psycopg.AsyncConnection[Any]) -> None:
