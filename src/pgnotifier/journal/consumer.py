@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from time import monotonic
 from types import TracebackType
@@ -89,12 +90,12 @@ class Consumer:
         """End it after the entry under way, keep what was delivered, and let another process have the name.
 
         A callback that takes longer than `timeout` seconds loses its connection, so its entry comes again. Called in
-        a callback it does not wait. A no-op on a stopped consumer.
+        a callback, or on the event loop that runs its callbacks, it does not wait. A no-op on a stopped consumer.
         """
         self._stopping = True
         self._stream.close()
         self._token.cancel()
-        if inside.get() is self:
+        if inside.get() is self or (self._order.loop is not None and asyncio._get_running_loop() is self._order.loop):
             return
         threads.join(self._thread, min(timeout, SERVER_SECONDS))
         session = self._session

@@ -19,8 +19,8 @@ SECONDS = 6.0  # of a lease, by the server's clock
 RENEW = 2.0  # seconds between two renewals
 POLL = 1.0  # seconds between two looks of a process that waits
 
-# Takes a lease that has expired or is this holder's, and returns whose session had it before. A lease that ends too far
-# ahead counts as expired: the server's clock has been set back.
+# Takes a lease that has expired or is this holder's, and returns whose session had it before. A lease that ends too
+# far ahead counts as expired: the server's clock has been set back.
 TAKE = """
     with taken as (
         insert into {s}.lease (consumer, holder, pid, began, expires)

@@ -137,7 +137,8 @@ class Session:
                     self.in_call = False
                 _check(conn, error)
             else:
-                with conn.cursor(binary=True, row_factory=tuple_row) as cursor:  # a callback may change the connection's own
+                # A callback may change the connection's own settings, and a role those of how values look as text.
+                with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                     cursor.execute(*step)
                     answer = cursor.fetchall()
 
