@@ -49,7 +49,12 @@ def ending(processes: list[Popen[str]]) -> Iterator[None]:
 
 def main(dsn: str, seconds: float = 0.0, batch: int = 100, fence: str = "") -> None:
     if seconds:
-        lease.SECONDS, lease.RENEW, lease.POLL, consumer_module.POLL = seconds, seconds / 3, seconds / 10, seconds / 10
+        lease.SECONDS, lease.RENEW, lease.POLL, consumer_module.POLL = (
+            seconds,
+            seconds / 3,
+            seconds / 10,
+            seconds / 10,
+        )
 
     def note(entry: Entry, conn: psycopg.Connection[Any]) -> None:
         conn.execute("insert into effect (id, payload) values (%s, %s)", [entry.id, str(entry.payload)])

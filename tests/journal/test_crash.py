@@ -23,9 +23,7 @@ def cluster() -> Iterator[Server]:
         yield cluster
 
 
-def test_ids_of_transactions_are_used_again(
-    cluster: Server, reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ids_of_transactions_are_used_again(cluster: Server, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot that was not stored shows transactions as over which begin only after the crash."""
     next_slice, burnt = Rounds._next_slice, list[int]()
 

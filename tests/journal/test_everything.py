@@ -1,4 +1,4 @@
-"""Nothing missed, nothing twice, nothing that was rolled back: whatever dies, and whatever stays open (guarantee 18)."""
+"""Nothing missed, nothing twice, nothing that was rolled back, whatever dies or stays open (guarantee 18)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ class Cursor:
         newest, query = 0, "select id, payload from pgnotifier.journal where id > %s order by id"
         with psycopg.connect(self._dsn, autocommit=True) as conn:
             while not self._stopped.wait(0.01):
-                for newest, payload in conn.execute(query, [newest]):  # noqa: B007
+                for id, payload in conn.execute(query, [newest]).fetchall():
+                    newest = id
                     self.seen.add(payload)
 
 
@@ -121,7 +122,8 @@ def test_nothing_is_missed_and_nothing_comes_twice(
         until(lambda: len(effects(dsn)) > len(delivered), 10)
         assert effects(dsn)[-1] == "held"
     missed = writers.committed - cursor.seen
-    print(f"{len(delivered)} entries, {killed} kills; {len(writers.rolled_back)} rolled back; a cursor missed {len(missed)}")
+    print(f"{len(delivered)} entries, {len(writers.rolled_back)} rolled back, {killed} kills")
+    print(f"a cursor missed {len(missed)}")
     assert missed
     assert len(writers.rolled_back) > 100
 
@@ -145,9 +147,7 @@ def kill_at_random(dsn: str, processes: list[Any], rng: random.Random) -> tuple[
 
 
 @pytest.mark.timeout(400)
-def test_a_cause_comes_before_its_effect(
-    journal: Journal, dsn: str, n: Notifier, rng: random.Random
-) -> None:
+def test_a_cause_comes_before_its_effect(journal: Journal, dsn: str, n: Notifier, rng: random.Random) -> None:
     """An entry that was written after another was read never comes before it; sessions are killed meanwhile."""
     order: dict[int, tuple[int, int | None]] = {}  # by id: its place, and its cause's id
     left = count()

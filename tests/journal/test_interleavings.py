@@ -84,7 +84,7 @@ def test_trimming_between_the_two_steps_of_registering(
 ) -> None:
     """Entries stay from the moment on at which the name is committed."""
     journal.publish("orders", "before")
-    ask, deleted = Session.ask, []
+    ask, deleted = Session.ask, list[int]()
 
     def trim_first(self: Session, query: Any) -> list[Any]:
         if b"pg_current_snapshot() end" in query[0] and not deleted:
@@ -243,7 +243,7 @@ def test_the_answer_to_a_commit_is_lost(
         "perform pg_advisory_xact_lock(42); return null; end $$")  # fmt: skip
     run(dsn, "create constraint trigger late after insert on effect deferrable initially deferred "
         "for each row execute function wait()")  # fmt: skip
-    with Proxy((info["host"], int(info["port"]))) as proxy, psycopg.connect(dsn, autocommit=True) as lock:
+    with Proxy((str(info["host"]), int(str(info["port"])))) as proxy, psycopg.connect(dsn, autocommit=True) as lock:
         through = psycopg.conninfo.make_conninfo(dsn, host="127.0.0.1", port=proxy.port)
         with Notifier(through, retry_delay=(0.01, 0.1)) as n:
             lock.execute("select pg_advisory_lock(42)")

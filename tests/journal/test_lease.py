@@ -12,7 +12,6 @@ from subprocess import Popen
 from typing import Any
 from uuid import uuid4
 
-import psutil
 import psycopg
 import pytest
 
@@ -20,8 +19,9 @@ from conftest import until
 from pgnotifier.journal import Journal
 
 from . import process
-from .reading import PUBLISH, Reader, effects, run
+from .reading import Reader, effects, run
 
+IN_CALL = "select 1 from pg_stat_activity where state = 'idle in transaction' and query like 'insert into effect%'"
 HOLDER = """
     select a.application_name from pgnotifier.lease l join pg_stat_activity a on a.pid = l.pid
     where l.expires > clock_timestamp()"""
@@ -39,9 +39,7 @@ def deliver(journal: Journal, dsn: str, payload: str, seconds: float) -> None:
     until(lambda: effects(dsn)[-1:] == [payload], seconds)
 
 
-def test_three_processes_two_killed_one_frozen_in_its_transaction(
-    journal: Journal, dsn: str, tmp_path: Path
-) -> None:
+def test_three_processes_two_killed_one_frozen_in_its_transaction(journal: Journal, dsn: str, tmp_path: Path) -> None:
     """Each takeover is within ten seconds; the frozen one, thawed, does nothing twice and can take over again."""
     fence = tmp_path / "fence"
     names = ["one", "two", "three"]
@@ -63,8 +61,7 @@ def test_three_processes_two_killed_one_frozen_in_its_transaction(
 
     def freeze(holder: Popen[str]) -> None:
         journal.publish("orders", "hold")
-        in_call = "select 1 from pg_stat_activity where state = 'idle in transaction' and query like 'insert into effect%%'"
-        until(lambda: run(dsn, in_call))
+        until(lambda: run(dsn, IN_CALL))
         holder.send_signal(signal.SIGSTOP)
         fence.touch()
 
@@ -191,4 +188,3 @@ def test_a_forked_child_leaves_the_parents_consumer_alone(
     journal.publish("orders", 2)
     reader.has(1, 2)
     assert run(dsn, sessions) == before
-    assert psutil.Process().num_threads() > 2
