@@ -59,7 +59,7 @@ class Writers:
         kept, lost = set[str](), set[str]()
         with conn.transaction() as whole:
             for _ in range(rng.randrange(1, 4)):
-                numbers = [next(self._numbers) for _ in range(rng.choice([1, 1, 1, 30]))]
+                numbers = [next(self._numbers) for _ in range(rng.choice([1, 1, 1, 1, 1, 1, 1, 20]))]
                 names = {f"w{number}" for number in numbers}
                 with conn.transaction() as savepoint:
                     conn.execute(BULK, [numbers])
@@ -114,7 +114,7 @@ def test_nothing_is_missed_and_nothing_comes_twice(
         finally:
             writers.stop()
             cursor.stop()
-        until(lambda: len(effects(dsn)) >= len(writers.committed), 20)  # the held ones delay nothing
+        until(lambda: len(effects(dsn)) >= len(writers.committed), 30)  # the held ones delay nothing
         delivered = effects(dsn)
         assert len(delivered) == len(set(delivered)) == len(writers.committed)
         assert set(delivered) == writers.committed
