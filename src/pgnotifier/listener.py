@@ -31,7 +31,7 @@ class Listener(threads.Relied):
         super().__init__(name=NAME, daemon=True)
         self.shared: Shared = shared
         self._life, self._before = life, before
-        self._heard = True
+        self._heard = monotonic()  # when bytes have come
 
     def run(self) -> None:
         if self._before is not None:
@@ -158,13 +158,24 @@ class Listener(threads.Relied):
         timer: asyncio.TimerHandle | None = None
         due = inf
         reading = False
+        failures: list[BaseException] = []
 
         def bytes_came() -> None:
-            self._heard = True
-            readable.set()
+            """Read and hand over at once: the task would have its turn one pass of the event loop later."""
+            self._heard = monotonic()
+            try:
+                if not session.backlog:  # else the task knows what to wait for
+                    session.read()
+                    shared.hand_over(life, session)
+            except BaseException as error:
+                failures.append(error)
+            if failures or session.has_more:
+                readable.set()
 
         try:
-            while not (life.stopping or life.requests):
+            while failures or not (life.stopping or life.requests):
+                if failures:
+                    raise failures.pop()
                 readable.clear()
                 if shared.forgotten:
                     changes.begin(shared, nothing)
@@ -174,8 +185,7 @@ class Listener(threads.Relied):
                     loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)
                 came = reading and session.read()
                 seconds = shared.hand_over(life, session) if session.backlog else 0.0
-                heard, self._heard = self._heard or came or not reading, False
-                latest = session.check(heard)
+                latest = session.check(monotonic() if came or not reading else self._heard)
                 if seconds:
                     latest = min(latest, monotonic() + seconds)
                 if latest != due:

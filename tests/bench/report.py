@@ -47,12 +47,12 @@ def values(results: Results, experiment: str, reader: str, metric: str) -> list[
 
 def judged(results: Results, row: Row) -> list[tuple[str, str, str, bool]]:
     """Lines (other, ratio, limit, reached) of one row, as far as it was measured."""
-    mine = values(results, row.experiment, OURS, row.metric)
+    mine = values(results, row.experiment, row.reader, row.metric)
     lines = []
     if mine and row.most is not None:
         scaled = ""
         if row.most:
-            speeds = values(results, row.experiment, OURS, "reference_us")
+            speeds = values(results, row.experiment, row.reader, "reference_us")
             then = [value * REFERENCE / speed for value, speed in zip(mine, speeds, strict=True)]
             scaled = f"scaled to the reference machine: {shown(then, row.unit)}"
         lines.append((scaled, "", f"at most {row.most:g} {row.unit}", median(mine) <= row.most))
@@ -74,7 +74,7 @@ def text(results: Results, table: list[Row], about: dict[str, str]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in table:
-        mine = values(results, row.experiment, OURS, row.metric)
+        mine = values(results, row.experiment, row.reader, row.metric)
         for number, (other, ratio, limit, reached) in enumerate(judged(results, row)):
             first = (row.title, shown(mine, row.unit)) if not number else ("", "")
             lines.append(f"| {' | '.join((*first, other, ratio, limit, 'yes' if reached else '**no**'))} |")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from bench import bursts, changes, layers, measures, plots, process, report, rows
+from bench import bursts, changes, layers, measures, plots, process, report, rows, trace
 from bench.readers import READERS
 
 TINY: list[tuple[str, dict[str, Any]]] = [
@@ -17,7 +19,9 @@ TINY: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("reader", ["ours", "psycopg", "psycopg, not decoded", "psycopg async"])
+@pytest.mark.parametrize(
+    "reader", ["ours", "ours, stream", "ours, async stream", "psycopg", "psycopg, not decoded", "psycopg async"]
+)
 @pytest.mark.parametrize(("measure", "arguments"), TINY, ids=lambda v: v if isinstance(v, str) else "")
 def test_readers(server: str, reader: str, measure: str, arguments: dict[str, Any]) -> None:
     result = measures.MEASURES[measure](server, reader, **arguments)
@@ -37,6 +41,14 @@ def test_layers(server: str) -> None:
     assert list(found) == list(layers.LAYERS)
     assert min(found.values()) > 0
     assert process.reference() > 0
+
+
+@pytest.mark.parametrize("kind", ["callback", "stream"])
+def test_trace(server: str, kind: str) -> None:
+    """In a process of its own, for it replaces functions of the library."""
+    command = [sys.executable, "-m", "tests.bench.trace", server, kind, "20"]
+    text = subprocess.run(command, cwd=bursts.ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert [line.split()[2].rstrip(":") for line in text.splitlines()[1:]] == list(trace.STEPS)
 
 
 def test_report() -> None:

@@ -160,8 +160,8 @@ class Session(Exchange):
         self.backlog.clear()  # nothing else was listened to
         self._backlog_bytes = 0
 
-    def check(self, heard: bool) -> float:
-        """Ask the server where that is due; `heard` says whether bytes have come since the last call.
+    def check(self, heard: float) -> float:
+        """Ask the server where that is due; bytes have come at the moment `heard` (monotonic seconds).
 
         Returns when (monotonic seconds) to come again. Raises `psycopg.OperationalError` where an answer is overdue.
         The question goes out every `heartbeat` seconds under traffic too, so that `confirmed` stays recent; but only
@@ -170,8 +170,7 @@ class Session(Exchange):
         if self._heartbeat is None:
             return inf
         moment = monotonic()
-        if heard:
-            self._heard = moment
+        self._heard = max(self._heard, heard)
         if self._asked is None:
             due = self._answered + self._heartbeat
             if moment < due:
@@ -189,6 +188,9 @@ class Session(Exchange):
         asked, self._asked, self._partial = self._asked, None, []
         if asked is not None:
             self._confirm(asked[1])
+            self._answered = asked[
+                0
+            ]  # so that the next question is due at the moment when an answer would be overdue
         pid, listening = (int(results[-1].get_value(0, column)) for column in (0, 1))
         if pid != self.pid or listening != self._listening:
             raise CannotListen(

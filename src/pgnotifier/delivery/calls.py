@@ -42,21 +42,23 @@ class Calls:
         What is no `Exception`, such as Ctrl-C, is raised.
         """
         payloads = run.payloads
-        if payloads is None:
-            return self._decoded(run, place, Exception)
-        payload = payloads[place]
-        if payload is UNKNOWN:
-            payload = self._decoded(run, place, Exception)
-            if not run.lock.locked():
-                with run.lock:
-                    if payloads[place] is UNKNOWN:
-                        payloads[place] = payload
+        if payloads is not None and payloads[place] is not UNKNOWN:
+            return payloads[place]
+        try:
+            payload = self.decode(run.notifications[place][1])
+        except Exception as error:
+            self.undecodable(run, place, error)
+            payload = FAILED
+        if payloads is not None and not run.lock.locked():
+            with run.lock:
+                if payloads[place] is UNKNOWN:
+                    payloads[place] = payload
         return payload
 
-    def _decoded(self, run: Run, place: int, reported: type[BaseException] = BaseException) -> Any:
+    def _decoded(self, run: Run, place: int) -> Any:
         try:
             return self.decode(run.notifications[place][1])
-        except reported as error:
+        except BaseException as error:
             self.undecodable(run, place, error)
             return FAILED
 

@@ -144,8 +144,6 @@ class Dispatcher:
                 return bool(worker.boxes)
             del ended  # while it waits, a worker keeps nothing alive
             worker.waiter.acquire(timeout=seconds)
-            with self.lock:
-                turns.idle.remove(worker.waiter)
 
     def follow_up(self, boxes: list[Mailbox]) -> None:
         """After turns: wake other workers and the listener, announce losses, ring the bell. Without the lock."""

@@ -112,6 +112,8 @@ class Turns:
 
         Otherwise it becomes idle: returns after how many seconds it has to come again, -1 for never.
         """
+        if worker.waiter in self.idle:
+            self.idle.remove(worker.waiter)
         for box in worker.boxes:
             self.end(box)
         self.delivered += worker.delivered
