@@ -2,7 +2,7 @@
 
 from .aioloop import as_async, new_loop
 from .backoff import delay, next_attempt
-from .connect import Server, connect
+from .connect import Server, connect, lasts, server_of
 from .lifetime import LISTENING, RECONNECTING, STOPPED, STOPPING, Lifetime, Phase
 from .sender import Sender, payload_bytes
 from .session import Session
@@ -23,7 +23,9 @@ __all__ = [
     "as_async",
     "connect",
     "delay",
+    "lasts",
     "new_loop",
     "next_attempt",
     "payload_bytes",
+    "server_of",
 ]

@@ -23,6 +23,7 @@ from .waiting import CancelToken, answer
 if TYPE_CHECKING:
     from ..types import DbConf
 
+LATE_SECONDS = 1.0  # after which an overdue answer is one that the listener thread does not look for
 PROOF_SECONDS = 2.0  # for a notification to come through a pooler
 
 # How a server refuses a name that its encoding cannot hold.
@@ -159,6 +160,15 @@ class Session(Exchange):
         self.listen((), [channel])
         self.backlog.clear()  # nothing else was listened to
         self._backlog_bytes = 0
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds without an answer to the heartbeat, if that is overdue; else 0. Any thread."""
+        if self._heartbeat is None:
+            return 0.0
+        moment, answered = monotonic(), self._answered
+        overdue = max(answered + 2 * self._heartbeat, self._heard + self._heartbeat) + LATE_SECONDS
+        return moment - answered if moment > overdue else 0.0
 
     def check(self, heard: bool) -> float:
         """Ask the server where that is due; `heard` says whether bytes have come since the last call.
