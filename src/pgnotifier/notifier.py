@@ -110,10 +110,8 @@ class Notifier:
         supervisor = self._supervisor
         session, reg, (dbconf, *_) = supervisor.session, supervisor.shared.registry, self._options
         server = server_of(dbconf) if session is None else session.server
-        return (
-            f"<{name} {supervisor.phase.name.lower()}, {server}: "
-            f"{len(reg.channels)} channels, {len(reg.ids)} subscribers>"
-        )
+        sizes = f"channels={len(reg.channels)}, subscribers={len(reg.ids)}"
+        return f"<{name} {supervisor.phase.name.lower()}, {server}, {sizes}>"
 
     # -- the registry ---------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ ESCAPE = (
 MISREAD = f"its host, port or database can't be right; {ESCAPE}"
 
 _QUOTED = re.compile('["«»“”„].*["«»“”„]', re.DOTALL)  # libpq's messages may be translated
-_URL = re.compile(r"(postgres(?:ql)?)(\+\w+)?://")
+_URL = re.compile(r"(postgres(?:ql)?)(\+\w+)?://((?:[^@/]*@)?[^?]*)\??(.*)", re.DOTALL)
 
 # The first pattern that is found in an error's text names the cure of a common mistake.
 _CURES = [
@@ -50,7 +50,7 @@ def plain(text: str, is_url: bool = False) -> str:
     found = _URL.match(text)
     if found is None or not (found[2] or is_url):
         return text
-    rest, mark, query = text[found.end() :].partition("?")
+    scheme, _, rest, query = found.groups()
     options: dict[str, list[str]] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         options.setdefault(key, []).extend(value.split(",") if key in ("host", "port") else [value])
@@ -58,7 +58,7 @@ def plain(text: str, is_url: bool = False) -> str:
     if any(port for _, _, port in hosts):
         options |= {"host": [host for host, _, _ in hosts], "port": [port for _, _, port in hosts]}
     pairs = {key: ",".join(values) for key, values in options.items()}
-    return f"{found[1]}://{rest.replace(' ', '%20')}{mark}{urlencode(pairs, quote_via=quote)}"
+    return f"{scheme}://{rest.replace(' ', '%20')}?{urlencode(pairs, quote_via=quote, safe='@')}"
 
 
 def misread(text: str, params: Mapping[str, Any]) -> bool:
@@ -97,9 +97,9 @@ def unreadable(text: str, error: Exception, known: Container[str]) -> str:
 def cured(text: str) -> str:
     """Return an error's text with the cure of the mistake that it shows, if it is a common one."""
     cure = next((cure for pattern, cure in _CURES if re.search(pattern, text, re.IGNORECASE)), None)
-    return text if cure is None else f"{text}\n{cure}"
+    return text if cure is None else f"{text}\nHINT:  {cure}"
 
 
 def is_lasting(text: str) -> bool:
     """Return whether an attempt to connect that failed with this text would fail again."""
-    return _LASTING.search(text) is not None
+    return _LASTING.search(re.sub("'[^']*'|\"[^\"]*\"", "", text)) is not None  # without names
