@@ -2,10 +2,10 @@
 
 from .aioloop import as_async, new_loop
 from .backoff import delay, next_attempt
-from .connect import Server, connect, lasts, server_of
+from .connect import Server, connect, server_of
 from .lifetime import LISTENING, RECONNECTING, STOPPED, STOPPING, Lifetime, Phase
 from .sender import Sender, payload_bytes
-from .session import Session
+from .session import Session, lasts
 from .waiting import Abandoned, CancelToken
 
 __all__ = [

@@ -18,10 +18,8 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ..errors import CannotListen
 from ..flag import LONGEST
-from ..types import Url
-from .conninfo import MISREAD, cured, is_lasting, misread, plain, unreadable
+from .conninfo import MISREAD, cured, misread, plain, unreadable
 from .waiting import GIVEN_UP, Abandoned, CancelToken, Connection
 
 if TYPE_CHECKING:
@@ -73,11 +71,6 @@ def connect(source: DbConf, token: CancelToken, deadline: float | None = None) -
     raise type(failures[-1][1])(cured(text)) from None
 
 
-def lasts(error: psycopg.OperationalError) -> bool:
-    """Whether the next attempt to connect would fail in the same way, because the server was reached and refuses."""
-    return isinstance(error, Abandoned | CannotListen) or is_lasting(str(error))
-
-
 def name_of(pgconn: pq.abc.PGconn) -> str:
     """Where a connection leads, without a password: `ada@db.example:5432/app`."""
     return f"{pgconn.user.decode()}@{pgconn.host.decode()}:{pgconn.port.decode()}/{pgconn.db.decode()}"
@@ -98,8 +91,9 @@ def server_of(source: DbConf) -> str:
 
 def _parameters(conf: object) -> dict[str, Any]:
     """libpq's parameters; the user's mapping stays as it is."""
-    if is_url := isinstance(conf, Url):
-        conf = conf.render_as_string(hide_password=False)
+    render = getattr(conf, "render_as_string", None)  # a URL object of SQLAlchemy's
+    if render is not None:
+        conf = render(hide_password=False)
     if isinstance(conf, str):
         text, extra = conf, {}
     elif isinstance(conf, Mapping):
@@ -107,7 +101,7 @@ def _parameters(conf: object) -> dict[str, Any]:
         text = extra.pop("conninfo", "")
     else:
         raise TypeError(f"dbconf must be a str, a mapping or a callable that returns one, not {type(conf).__name__}")
-    text = plain(text, is_url)
+    text = plain(text, is_url=render is not None)
     wrong: Exception | None = None
     try:
         params = dict(conninfo_to_dict(text, **extra))

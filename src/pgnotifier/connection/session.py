@@ -17,8 +17,9 @@ from pyrsistent import PMap, pmap
 from ..clock import now
 from ..errors import CannotListen
 from .connect import connect
+from .conninfo import is_lasting
 from .exchange import ANSWER_SECONDS, Exchange, quote
-from .waiting import CancelToken, answer
+from .waiting import Abandoned, CancelToken, answer
 
 if TYPE_CHECKING:
     from ..types import DbConf
@@ -206,3 +207,8 @@ class Session(Exchange):
                 f"{self.pid}): a pooler in transaction mode, or an UNLISTEN; connect to PostgreSQL directly, or pool "
                 "by session"
             )
+
+
+def lasts(error: psycopg.OperationalError) -> bool:
+    """Whether the next attempt to connect would fail in the same way, because the server was reached and refuses."""
+    return isinstance(error, Abandoned | CannotListen) or is_lasting(str(error))
