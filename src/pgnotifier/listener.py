@@ -16,11 +16,12 @@ from time import monotonic
 import psycopg
 
 from . import changes, threads
-from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, new_loop, next_attempt
+from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, lasts, new_loop, next_attempt
 from .log import CRITICAL, INFO, WARNING, describe, log
 from .shared import Shared, nothing
 
 NAME = "pgnotifier-listener"
+LEAST_SECONDS = 0.01  # between two attempts to make the first connection
 END_SECONDS = 0.5  # that the next thread waits for the end of the one before it
 
 
@@ -59,7 +60,7 @@ class Listener(threads.Relied):
             session, fresh = life.session, False
             try:
                 if session is None:
-                    session, fresh = self._reconnect() if life.started.is_set() else self._connect(), True
+                    session, fresh = self._reconnect() if life.started.is_set() else self._connect_first(), True
                     if session is None:
                         return False
                 changes.serve(shared, life, session, fresh)
@@ -108,6 +109,23 @@ class Listener(threads.Relied):
             raise
         return session
 
+    def _connect_first(self) -> Session:
+        """As `_connect`, tried again for `connect_wait` seconds while the error can mend itself."""
+        life, (least, most) = self._life, self._life.retry_delay
+        deadline, attempt = monotonic() + life.connect_wait, 0
+        while True:
+            try:
+                return self._connect()
+            except psycopg.OperationalError as error:
+                attempt += 1
+                left = deadline - monotonic()
+                if left <= 0 or lasts(error):
+                    raise
+                seconds = min(left, max(LEAST_SECONDS, delay(attempt, least, most, random.random())))
+                self.shared.last_error = describe(error)
+                log(WARNING, "not connected yet, trying again in %.2f s: %s", seconds, describe(error))
+            life.token.wait(monotonic() + seconds)
+
     def _publish(self, session: Session, refused: dict[str, psycopg.Error]) -> None:
         """Have calls follow a new session. Raises `Abandoned` where the notifier was stopped meanwhile."""
         life, shared = self._life, self.shared
@@ -117,7 +135,7 @@ class Listener(threads.Relied):
         with shared.lock:
             life.check()
             shared.publish(life, session, refused)
-            life.session, life.up_since = session, monotonic()
+            life.session, life.up_since, life.published = session, monotonic(), True
             life.to(LISTENING)
         shared.dispatcher.turns.wake()
         if first:

@@ -56,7 +56,7 @@ def test_report() -> None:
     number = {"reference_us": 0.5, "versions": {"pgnotifier": "1.0.0"}, "sorted_us": [1.0, 2.0]}
     metrics = (
         [row.metric for row in rows.rows(True)]
-        + [c[1] for c in report.COLUMNS]
+        + [c[1] for c in (*report.SPEED, *report.COSTS)]
         + ["calls_us", "message", *layers.LAYERS]
     )
     one = number | dict.fromkeys(metrics, 2.0)
@@ -66,4 +66,9 @@ def test_report() -> None:
     assert text.count("| yes |") + text.count("| **no** |") >= len(rows.rows(True))
     assert set(READERS) <= {line.split(" | ")[0].strip("| ") for line in text.splitlines()}
     json.dumps(report.rounded(results))
-    assert all(svg.startswith("<svg") for svg in plots.all_plots(results).values())
+    drawn = plots.all_plots(results)
+    assert drawn == plots.all_plots(results)  # the same files for the same figures
+    assert all("<svg" in svg for svg in drawn.values())
+    assert ">psycopg async</text>" in drawn["throughput"]
+    assert ">message</text>" in drawn["channels"]
+    assert plots.all_plots({}).keys() == drawn.keys()  # nothing was measured

@@ -27,7 +27,7 @@ OWN.add(("docs/index.md", "first"))  # tests below
 WITH_TESTS = {"docs/testing.md": "tests/testing/test_page.py"}  # pages whose own tests see that all Python is run
 IN_CI = {("README.md", "demo"), ("README.md", "test")}  # .ci/run runs them
 RUN = {"python", "pycon", "sql", "plpgsql", "sh", "json", "ini"}
-FOR_READING = {"text", "js", "html"}
+FOR_READING = {"text", "js", "html", "yaml"}
 TESTS = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
 
 

@@ -20,7 +20,7 @@ from psycopg import pq
 
 from ..clock import now
 from ..errors import CannotListen
-from .connect import connect
+from .connect import connect, name_of
 from .waiting import CancelToken, answer, checked, lost
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Exchange(ABC):
             self.fileno: int = self._conn.fileno()
             self._inode = os.fstat(self.fileno).st_ino
             self._encrypted = self._conn.pgconn.ssl_in_use
+            self.server: str = name_of(self._conn.pgconn)
         except BaseException:
             self._conn.close()
             raise

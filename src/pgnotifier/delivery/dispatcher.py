@@ -46,6 +46,7 @@ class Dispatcher:
         self.post, self.event = self.posting.post, self.posting.event
         self.active: PMap[str, bool] = NO_CHANNELS  # the channels that are listened to
         self.failed = 0
+        self.last_failure: str | None = None
 
     # -- the registry that calls follow ---------------------------------------------------------------------
 
