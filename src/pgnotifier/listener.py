@@ -7,10 +7,8 @@ a callable `dbconf`, and holds no lock then.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
-from math import inf
 from time import monotonic
 
 import psycopg
@@ -18,7 +16,8 @@ import psycopg
 from . import changes, threads
 from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, lasts, new_loop, next_attempt
 from .log import CRITICAL, INFO, WARNING, describe, log
-from .shared import Shared, nothing
+from .reading import Reading
+from .shared import Shared
 
 NAME = "pgnotifier-listener"
 LEAST_SECONDS = 0.01  # between two attempts to make the first connection
@@ -32,7 +31,6 @@ class Listener(threads.Relied):
         super().__init__(name=NAME, daemon=True)
         self.shared: Shared = shared
         self._life, self._before = life, before
-        self._heard = monotonic()  # when bytes have come
 
     def run(self) -> None:
         if self._before is not None:
@@ -66,7 +64,7 @@ class Listener(threads.Relied):
                 changes.serve(shared, life, session, fresh)
                 if life.loop is None:  # here and not in `start`, where Ctrl-C could leave half a loop behind
                     life.loop = new_loop()
-                life.loop.run_until_complete(self._listen(life.loop, session))
+                life.loop.run_until_complete(Reading(shared, life, session).run(life.loop))
                 if life.requests:
                     shared.restarts += 1
                     changes.serve(shared, life, session)
@@ -168,55 +166,6 @@ class Listener(threads.Relied):
             shared.reconnects += 1
             shared.event(life, {"event": "reconnected", "down_for": down_for, "attempts": attempts})
             return session
-
-    async def _listen(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
-        """Read and hand over, until there is a change to make or an end. Raises when the session is lost."""
-        life, shared = self._life, self.shared
-        readable = life.readable = asyncio.Event()
-        timer: asyncio.TimerHandle | None = None
-        due = inf
-        reading = False
-        failures: list[BaseException] = []
-
-        def bytes_came() -> None:
-            """Read and hand over at once: the task would have its turn one pass of the event loop later."""
-            self._heard = monotonic()
-            try:
-                if not session.backlog:  # else the task knows what to wait for
-                    session.read()
-                    shared.hand_over(life, session)
-            except BaseException as error:
-                failures.append(error)
-            if failures or session.has_more:
-                readable.set()
-
-        try:
-            while failures or not (life.stopping or life.requests):
-                if failures:
-                    raise failures.pop()
-                readable.clear()
-                if shared.forgotten:
-                    changes.begin(shared, nothing)
-                    continue
-                if reading is not session.has_room:  # else the socket would be reported readable again and again
-                    reading = session.has_room
-                    loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)
-                came = reading and session.read()
-                seconds = shared.hand_over(life, session) if session.backlog else 0.0
-                latest = session.check(monotonic() if came or not reading else self._heard)
-                if seconds:
-                    latest = min(latest, monotonic() + seconds)
-                if latest != due:
-                    # Only the end of a heartbeat wakes an idle listener; traffic does not move the timer.
-                    if timer is not None:
-                        timer.cancel()
-                    timer, due = (loop.call_at(latest, readable.set), latest) if latest < inf else (None, latest)
-                if not came or seconds:
-                    await readable.wait()
-        finally:
-            if timer is not None:
-                timer.cancel()
-            loop.remove_reader(session.fileno)
 
     def _lost(self, session: Session, error: BaseException) -> None:
         """The session is of no more use: record what waits for it, deliver what it had read, and tell."""
