@@ -17,7 +17,7 @@ from . import changes, threads
 from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, lasts, new_loop, next_attempt
 from .log import CRITICAL, INFO, WARNING, describe, log
 from .reading import Reading
-from .shared import Shared
+from .shared import Shared, nothing
 
 NAME = "pgnotifier-listener"
 LEAST_SECONDS = 0.01  # between two attempts to make the first connection
@@ -64,7 +64,8 @@ class Listener(threads.Relied):
                 changes.serve(shared, life, session, fresh)
                 if life.loop is None:  # here and not in `start`, where Ctrl-C could leave half a loop behind
                     life.loop = new_loop()
-                life.loop.run_until_complete(Reading(shared, life, session).run(life.loop))
+                reading = Reading(shared, life, session, lambda: changes.begin(shared, nothing))
+                life.loop.run_until_complete(reading.run(life.loop))
                 if life.requests:
                     shared.restarts += 1
                     changes.serve(shared, life, session)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 
-from . import changes
 from .connection import Lifetime, Session
-from .shared import Shared, nothing
+from .shared import Shared
 
 
 class Reading:
-    """Reads and hands over, until there is a change to make or an end."""
+    """Reads and hands over, until there is a change to make or an end. `tidy()` is called for forgotten streams."""
 
-    def __init__(self, shared: Shared, life: Lifetime, session: Session) -> None:
-        self._shared, self._life, self._session = shared, life, session
+    def __init__(self, shared: Shared, life: Lifetime, session: Session, tidy: Callable[[], object]) -> None:
+        self._shared, self._life, self._session, self._tidy = shared, life, session, tidy
         self._readable = asyncio.Event()
         self._heard = monotonic()  # when bytes have come
         self._failure: BaseException | None = None
@@ -44,7 +44,7 @@ class Reading:
                     raise self._failure
                 readable.clear()
                 if shared.forgotten:
-                    changes.begin(shared, nothing)
+                    self._tidy()
                     continue
                 if reading is not session.has_room:  # else the socket would be reported readable again and again
                     reading = session.has_room
