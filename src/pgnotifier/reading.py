@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable
 from math import inf
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from .connection import Lifetime, Session
-from .shared import Shared
+if TYPE_CHECKING:
+    from .connection import Lifetime, Session
+    from .shared import Shared
 
 
 class Reading:
