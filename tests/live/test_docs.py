@@ -28,6 +28,7 @@ WITH_TESTS = {"docs/testing.md": "tests/testing/test_page.py"}  # pages whose ow
 IN_CI = {("README.md", "demo"), ("README.md", "test")}  # .ci/run runs them
 RUN = {"python", "pycon", "sql", "plpgsql", "sh", "json", "ini"}
 FOR_READING = {"text", "js", "html"}
+SIGNATURES = {"pyi"}  # tests/unit/test_api_page.py compares them with the code
 TESTS = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
 
 
@@ -72,7 +73,7 @@ def test_what_a_page_shows_runs(page: Path, database: str) -> None:
     runner = Page(database)
     try:
         for piece in pieces(page):
-            assert piece.language in RUN | FOR_READING, f"{piece.place}: a fence of an unknown language"
+            assert piece.language in RUN | FOR_READING | SIGNATURES, f"{piece.place}: a fence of an unknown language"
             if piece.language in RUN and not elsewhere(piece):
                 try:
                     runner.run(piece)
