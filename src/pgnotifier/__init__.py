@@ -18,6 +18,7 @@ from .connection import as_async
 from .delivery import Stream
 from .events import Listening, Notification
 from .gap import Gap
+from .health import Health
 from .maps import assoc_in, dissoc_in, filterkv
 from .notifier import Notifier
 from .payload import decode, encode
@@ -27,6 +28,7 @@ __all__ = [
     "AsyncStream",
     "CannotListen",
     "Gap",
+    "Health",
     "InvalidChannel",
     "Listening",
     "Notification",

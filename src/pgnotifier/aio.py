@@ -15,6 +15,7 @@ from . import lifecycle, registry
 from .aiostreams import AsyncStream, change
 from .calls import Sends, until
 from .connection import payload_bytes
+from .health import Health
 from .notifier import Notifier
 from .payload import decode as default_decode
 from .registry import Registry
@@ -53,6 +54,7 @@ class AsyncNotifier:
         max_pending: int = 100_000,
         heartbeat: float | None = 10.0,
         retry_delay: tuple[float, float] = (0.1, 30.0),
+        connect_wait: float = 0.0,
     ) -> None:
         self._own(
             Notifier(
@@ -63,6 +65,7 @@ class AsyncNotifier:
                 heartbeat=heartbeat,
                 retry_delay=retry_delay,
                 autostart=False,
+                connect_wait=connect_wait,
             )
         )
 
@@ -84,6 +87,9 @@ class AsyncNotifier:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
+
+    def __repr__(self) -> str:
+        return self._notifier._shown(type(self).__name__)
 
     # -- the registry ---------------------------------------------------------------------------------------
 
@@ -232,6 +238,10 @@ class AsyncNotifier:
     def status(self) -> Status:
         """As `Notifier.status`."""
         return self._notifier.status()
+
+    def health(self, max_call: float = 60.0) -> Health:
+        """As `Notifier.health`."""
+        return self._notifier.health(max_call)
 
     async def notify(self, channel: str, payload: object = "") -> None:
         """Send on a connection of its own, in the order of the calls; returns when the server has committed.

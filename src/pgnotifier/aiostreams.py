@@ -102,11 +102,19 @@ class AsyncStream(Keyed):
 
         Raises `TimeoutError`, and `StreamClosed` if nothing comes any more. `RuntimeError` outside its block.
         """
+        limit = None if timeout is None else check_timeout(timeout)
+        return self._taken_at_once() or await self._awaited(limit)
+
+    def _taken_at_once(self) -> Event | None:
+        """The next event; None if nothing waits, or other tasks are to have their turn."""
         if not self._entered:
             raise RuntimeError("enter the stream first: async with n.listen(...) as stream")
-        deadline = inf if timeout is None else monotonic() + check_timeout(timeout)
+        self._taken = number = self._taken + 1
+        return self._stream.pull.next() if number % FAIR else None
+
+    async def _awaited(self, timeout: float | None) -> Event:
+        deadline = inf if timeout is None else monotonic() + timeout
         stream, pull = self._stream, self._stream.pull
-        self._taken += 1
         if self._taken % FAIR == 0:
             await asyncio.sleep(0)  # before an event is taken, for here the task may be cancelled
         while (event := stream.poll()) is None:
@@ -120,6 +128,6 @@ class AsyncStream(Keyed):
 
     async def __anext__(self) -> Event:
         try:
-            return await self.get()
+            return self._taken_at_once() or await self._awaited(None)
         except StreamClosed:
             raise StopAsyncIteration from None

@@ -30,10 +30,10 @@ async def until(bell: Bell, condition: Callable[[], object], timeout: float | No
         bell.watch(waker)
         try:
             if not condition():
-                seconds = None if deadline == inf else deadline - monotonic()
-                if seconds is not None and seconds <= 0:
+                seconds = deadline - monotonic()
+                if seconds <= 0:
                     return False
-                await asyncio.wait([waker.future], timeout=seconds)
+                await waker.rung(seconds)
         finally:
             bell.unwatch(waker)
     return True
@@ -44,15 +44,24 @@ class _Waker:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[None] = self._loop.create_future()
+        self._future: asyncio.Future[None] = self._loop.create_future()
 
     def release(self) -> None:
         """Any thread. Raises `RuntimeError` if the event loop is closed."""
         self._loop.call_soon_threadsafe(self._complete)
 
     def _complete(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def rung(self, seconds: float) -> None:
+        """Wait until it is released, for `seconds` at most."""
+        timer = None if seconds == inf else self._loop.call_later(seconds, self._complete)
+        try:
+            await self._future
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 class Call:

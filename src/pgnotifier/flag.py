@@ -51,10 +51,13 @@ class Bell:
         self._waiters.append(waiter)
         try:
             seconds, deadline = FIRST_SLICE, inf if timeout is None else monotonic() + timeout
-            while not condition() and (left := deadline - monotonic()) > 0:
+            while not condition():
+                left = deadline - monotonic()
+                if left <= 0:
+                    return False
                 waiter.acquire(timeout=min(seconds, left))
                 seconds = min(2 * seconds, LONGEST_SLICE)
-            return bool(condition())
+            return True
         finally:
             self._waiters.remove(waiter)
 

@@ -7,20 +7,20 @@ a callable `dbconf`, and holds no lock then.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
-from math import inf
 from time import monotonic
 
 import psycopg
 
 from . import changes, threads
-from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, new_loop, next_attempt
+from .connection import LISTENING, RECONNECTING, Abandoned, Lifetime, Session, delay, lasts, new_loop, next_attempt
 from .log import CRITICAL, INFO, WARNING, describe, log
+from .reading import Reading
 from .shared import Shared, nothing
 
 NAME = "pgnotifier-listener"
+LEAST_SECONDS = 0.01  # between two attempts to make the first connection
 END_SECONDS = 0.5  # that the next thread waits for the end of the one before it
 
 
@@ -31,7 +31,6 @@ class Listener(threads.Relied):
         super().__init__(name=NAME, daemon=True)
         self.shared: Shared = shared
         self._life, self._before = life, before
-        self._heard = True
 
     def run(self) -> None:
         if self._before is not None:
@@ -59,13 +58,14 @@ class Listener(threads.Relied):
             session, fresh = life.session, False
             try:
                 if session is None:
-                    session, fresh = self._reconnect() if life.started.is_set() else self._connect(), True
+                    session, fresh = self._reconnect() if life.started.is_set() else self._connect_first(), True
                     if session is None:
                         return False
                 changes.serve(shared, life, session, fresh)
                 if life.loop is None:  # here and not in `start`, where Ctrl-C could leave half a loop behind
                     life.loop = new_loop()
-                life.loop.run_until_complete(self._listen(life.loop, session))
+                reading = Reading(shared, life, session, lambda: changes.begin(shared, nothing))
+                life.loop.run_until_complete(reading.run(life.loop))
                 if life.requests:
                     shared.restarts += 1
                     changes.serve(shared, life, session)
@@ -108,6 +108,23 @@ class Listener(threads.Relied):
             raise
         return session
 
+    def _connect_first(self) -> Session:
+        """As `_connect`, tried again for `connect_wait` seconds while the error can mend itself."""
+        life, (least, most) = self._life, self._life.retry_delay
+        deadline, attempt = monotonic() + life.connect_wait, 0
+        while True:
+            try:
+                return self._connect()
+            except psycopg.OperationalError as error:
+                attempt += 1
+                left = deadline - monotonic()
+                if left <= 0 or lasts(error):
+                    raise
+                seconds = min(left, max(LEAST_SECONDS, delay(attempt, least, most, random.random())))
+                self.shared.last_error = describe(error)
+                log(WARNING, "not connected yet, trying again in %.2f s: %s", seconds, describe(error))
+            life.token.wait(monotonic() + seconds)
+
     def _publish(self, session: Session, refused: dict[str, psycopg.Error]) -> None:
         """Have calls follow a new session. Raises `Abandoned` where the notifier was stopped meanwhile."""
         life, shared = self._life, self.shared
@@ -117,7 +134,7 @@ class Listener(threads.Relied):
         with shared.lock:
             life.check()
             shared.publish(life, session, refused)
-            life.session, life.up_since = session, monotonic()
+            life.session, life.up_since, life.published = session, monotonic(), True
             life.to(LISTENING)
         shared.dispatcher.turns.wake()
         if first:
@@ -150,45 +167,6 @@ class Listener(threads.Relied):
             shared.reconnects += 1
             shared.event(life, {"event": "reconnected", "down_for": down_for, "attempts": attempts})
             return session
-
-    async def _listen(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
-        """Read and hand over, until there is a change to make or an end. Raises when the session is lost."""
-        life, shared = self._life, self.shared
-        readable = life.readable = asyncio.Event()
-        timer: asyncio.TimerHandle | None = None
-        due = inf
-        reading = False
-
-        def bytes_came() -> None:
-            self._heard = True
-            readable.set()
-
-        try:
-            while not (life.stopping or life.requests):
-                readable.clear()
-                if shared.forgotten:
-                    changes.begin(shared, nothing)
-                    continue
-                if reading is not session.has_room:  # else the socket would be reported readable again and again
-                    reading = session.has_room
-                    loop.add_reader(session.fileno, bytes_came) if reading else loop.remove_reader(session.fileno)
-                came = reading and session.read()
-                seconds = shared.hand_over(life, session) if session.backlog else 0.0
-                heard, self._heard = self._heard or came or not reading, False
-                latest = session.check(heard)
-                if seconds:
-                    latest = min(latest, monotonic() + seconds)
-                if latest != due:
-                    # Only the end of a heartbeat wakes an idle listener; traffic does not move the timer.
-                    if timer is not None:
-                        timer.cancel()
-                    timer, due = (loop.call_at(latest, readable.set), latest) if latest < inf else (None, latest)
-                if not came or seconds:
-                    await readable.wait()
-        finally:
-            if timer is not None:
-                timer.cancel()
-            loop.remove_reader(session.fileno)
 
     def _lost(self, session: Session, error: BaseException) -> None:
         """The session is of no more use: record what waits for it, deliver what it had read, and tell."""

@@ -18,8 +18,9 @@ from pyrsistent import PVector
 
 from . import lifecycle, registry, snapshots
 from .clock import now
-from .connection import Sender, delay
+from .connection import Sender, delay, server_of
 from .delivery import Calls, Dispatcher, Puller, Stream, Workers
+from .health import Health, examine
 from .payload import decode as default_decode
 from .registry import Registry
 from .shared import Step, nothing
@@ -40,14 +41,15 @@ from .validation import (
 class Notifier:
     """Calls subscribers back, by id, for notifications on PostgreSQL channels.
 
-    - `dbconf`: a conninfo string or URI, a mapping of `psycopg.connect` arguments, or a callable that returns
-      either, asked before every connection; empty means libpq's environment.
+    - `dbconf`: a conninfo string or URI (SQLAlchemy's too), a mapping of `psycopg.connect` arguments, a URL object of
+      SQLAlchemy's, or a callable that returns one, asked before every connection; empty means libpq's environment.
     - `decode`: `str -> object`, called on a worker, once for each notification.
     - `workers`: how many threads run callbacks. `max_pending`: how many notifications may wait for one id.
     - `heartbeat`: seconds after which a session is asked whether it still listens, and has to answer; None: never.
     - `retry_delay`: the least and the most seconds between two attempts to reconnect.
     - `daemon=False`: the interpreter waits at its end until `stop()` or Ctrl-C.
     - `autostart=False`: construction connects nothing and starts no thread; `start()` does, or `with`.
+    - `connect_wait`: for so many seconds construction and `start()` try again if the server can't be reached yet.
 
     Construction connects and listens; it raises `psycopg.OperationalError` when it can't (`CannotListen` on a standby
     or behind a pooler in transaction mode), and leaves nothing behind. `with Notifier(...) as n:` starts it if it is
@@ -72,11 +74,12 @@ class Notifier:
         retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
         autostart: bool = True,
+        connect_wait: float = 0.0,
     ) -> None:
         dbconf = check_dbconf(dbconf)
         seconds, delays = check_options(decode, workers, max_pending, heartbeat, retry_delay)
         self._decode, self._workers = decode, workers
-        self._options = (dbconf, seconds, delays)
+        self._options = (dbconf, seconds, delays, check_timeout(connect_wait, "connect_wait"))
         self._received = 0
         self._serial = 0
         self.daemon: bool = bool(daemon)
@@ -99,6 +102,16 @@ class Notifier:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+    def __repr__(self) -> str:
+        return self._shown(type(self).__name__)
+
+    def _shown(self, name: str) -> str:
+        supervisor = self._supervisor
+        session, reg, (dbconf, *_) = supervisor.session, supervisor.shared.registry, self._options
+        server = server_of(dbconf) if session is None else session.server
+        sizes = f"channels={len(reg.channels)}, subscribers={len(reg.ids)}"
+        return f"<{name} {supervisor.phase.name.lower()}, {server}, {sizes}>"
 
     # -- the registry ---------------------------------------------------------------------------------------
 
@@ -241,7 +254,10 @@ class Notifier:
 
         `running`, `connected`, `pid` of the session (or None), `active` channels, `received` notifications,
         `delivered` and `failed` calls, `dropped` and `pending` ones, `restarts` of the listener thread,
-        `reconnects`, `last_error` (text or None), `since` (when this state of the connection began, aware UTC).
+        `reconnects`, `last_error` (text or None), `since` (when this state of the connection began, aware UTC),
+        `last_failure` (text of the last exception of a callback, an `on_listen` or the decoder, or None),
+        `longest_call` (`(id, channel, seconds)` of the call that has been running longest, or None), `confirmed` (all
+        that was committed before has arrived, aware UTC; None before the first connection).
         """
         supervisor, counts = self._supervisor, self._dispatcher.counts()
         session = supervisor.session
@@ -259,7 +275,17 @@ class Notifier:
             "reconnects": supervisor.shared.reconnects,
             "last_error": supervisor.shared.last_error,
             "since": supervisor.since,
+            "last_failure": self._dispatcher.last_failure,
+            "longest_call": supervisor.calls.longest(),
+            "confirmed": supervisor.confirmed,
         }
+
+    def health(self, max_call: float = 60.0) -> Health:
+        """Whether it works, for probes: `Health(live, ready, problems)`. Asks no server and never blocks.
+
+        `max_call`: seconds after which a call that has not returned counts as stuck.
+        """
+        return examine(self._supervisor, check_timeout(max_call, "max_call"))
 
     def notify(self, channel: str, payload: object = "") -> None:
         """Send on a connection of its own; returns when the server has committed. A str goes as it is.

@@ -78,6 +78,7 @@ class Shared:
         self.restarts: int = 0
         self.reconnects: int = 0
         self.last_error: str | None = None
+        self.confirmed: datetime | None = None  # as of the last lifetime that had a session
 
     # -- under the lock ----------------------------------------------------------------------------------------
 
@@ -185,5 +186,7 @@ class Shared:
                 return  # another thread was first
             waiting = self.record(life)
             self.dispatcher.halt(event, life.confirmed)
+            if life.published:
+                self.confirmed = life.confirmed
             self.stopped_since, self.life = now(), None
         self.report(waiting)

@@ -36,12 +36,13 @@ class Supervisor:
         source: DbConf,
         heartbeat: float | None,
         retry_delay: tuple[float, float],
+        connect_wait: float,
         dispatcher: Dispatcher,
         workers: Workers,
         notify: Notify,
         reg: Registry = EMPTY,
     ) -> None:
-        self._options = (source, heartbeat, retry_delay)
+        self._options = (source, heartbeat, retry_delay, connect_wait)
         self._workers = workers
         self.shared: Shared = Shared(dispatcher, notify, workers.start, reg)
         self._deferred = Deferred(self.shared)
@@ -73,6 +74,29 @@ class Supervisor:
         """What is listened with now."""
         life = self.shared.life
         return life.session if life is not None and not life.stopping else None
+
+    @property
+    def confirmed(self) -> datetime | None:
+        """Everything committed before that moment has arrived; None before the first session."""
+        life = self.shared.life
+        session = None if life is None else life.session
+        if life is None or not life.published:
+            return self.shared.confirmed
+        return life.confirmed if session is None else session.confirmed
+
+    def problems(self) -> tuple[list[str], list[str]]:
+        """What keeps the notifier from living, and what keeps it from hearing, in words. Takes no lock."""
+        life = self.shared.life
+        if life is None or life.stopping or life.ended.is_set():
+            return ["the notifier is stopped"], []
+        missing, session = self._workers.missing, life.session
+        dead = [f"{missing} of its worker threads are missing"] if missing and life.published else []
+        error = self.shared.last_error
+        if session is None:
+            reason = f": {error}" if error else ""
+            return dead, [f"not connected since {life.since:%Y-%m-%d %H:%M:%S} UTC{reason}"]
+        silent = session.silent_for
+        return dead, [f"no answer from the server for {silent:.0f} s"] if silent else []
 
     # -- changes ---------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from .gap import Gap, Reason
 
@@ -27,6 +27,7 @@ __all__ = [
     "Status",
     "SubscriberChannel",
     "SubscriberState",
+    "Url",
 ]
 
 
@@ -66,8 +67,16 @@ class Decoder(Protocol):
     def __call__(self, text: str, /) -> Any: ...
 
 
-Conninfo = str | Mapping[str, Any]
-"""What libpq connects with: a URI or `key=value` pairs in a string, or a mapping of `psycopg.connect` arguments."""
+@runtime_checkable
+class Url(Protocol):
+    """A URL object of SQLAlchemy's."""
+
+    def render_as_string(self, hide_password: bool = True) -> str: ...
+
+
+Conninfo = str | Mapping[str, Any] | Url
+"""What libpq connects with: a URI, also with a driver as SQLAlchemy writes it, or `key=value` pairs in a string; a
+mapping of `psycopg.connect` arguments; or a URL object of SQLAlchemy's."""
 
 DbConf = Conninfo | Callable[[], Conninfo]
 """A `Conninfo`, or a callable that returns one, asked anew before every connection."""
@@ -111,7 +120,7 @@ class SubscriberState(TypedDict):
 
 
 class Status(TypedDict):
-    """`Notifier.status()`. `since` is an aware UTC datetime; the counters only grow."""
+    """`Notifier.status()`. `since` and `confirmed` are aware UTC datetimes; the counters only grow."""
 
     running: bool
     connected: bool
@@ -126,3 +135,6 @@ class Status(TypedDict):
     reconnects: int
     last_error: str | None
     since: datetime
+    last_failure: str | None
+    longest_call: tuple[Hashable, str, float] | None
+    confirmed: datetime | None

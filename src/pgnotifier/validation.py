@@ -13,7 +13,7 @@ from typing import Any, cast
 from .errors import InvalidChannel, shown
 from .flag import LONGEST
 from .registry import Keyed, Subscription
-from .types import Callback, DbConf, OnListen
+from .types import Callback, DbConf, OnListen, Url
 
 MAX_CHANNEL_BYTES = 63
 
@@ -76,15 +76,15 @@ def check_seconds(name: str, value: object) -> float:
     raise ValueError(f"{name} must be a number of seconds, not {shown(value)}")
 
 
-def check_timeout(timeout: object) -> float:
+def check_timeout(timeout: object, name: str = "timeout") -> float:
     """Return how long to wait at most; what no clock can measure counts as `LONGEST`."""
-    return min(max(check_seconds("timeout", timeout), 0.0), LONGEST)
+    return min(max(check_seconds(name, timeout), 0.0), LONGEST)
 
 
 def check_dbconf(dbconf: object) -> DbConf:
     """Return `dbconf`, copied if it is a mapping: what its owner changes later must not count."""
     # Its value may hold a password, so no text shows it.
-    if not (isinstance(dbconf, str | Mapping) or callable(dbconf)):
+    if not (isinstance(dbconf, str | Mapping | Url) or callable(dbconf)):
         kind = type(dbconf).__name__
         raise TypeError(f"dbconf must be a str, a mapping or a callable that returns one, not {kind}")
     return dict(dbconf) if isinstance(dbconf, Mapping) and not callable(dbconf) else cast(DbConf, dbconf)

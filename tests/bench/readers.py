@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 Fn = Callable[[Any], Any]
+LIMIT = 10.0  # seconds for anything to begin or end
 
 
 class Ours:
@@ -34,6 +35,22 @@ class Ours:
 
     def close(self) -> None:
         self.notifier.stop()
+
+
+class OurStream(Ours):
+    """The same, read by a thread from a stream."""
+
+    def __init__(self, dsn: str, channel: str, fn: Fn) -> None:
+        from pgnotifier import Notifier
+
+        self.notifier = Notifier(dsn)
+        self.stream = self.notifier.listen(channel)
+        self.stream.get(LIMIT)  # `Listening`
+        threading.Thread(target=self.run, args=(fn,), daemon=True).start()
+
+    def run(self, fn: Fn) -> None:
+        for event in self.stream:
+            fn(event.payload)  # type: ignore[union-attr]
 
 
 class Old(Ours):
@@ -96,7 +113,7 @@ class Bare:
 
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             conn.execute("select pg_terminate_backend(%s)", (self.pid,))
-        self.thread.join(10)
+        self.thread.join(LIMIT)
 
 
 class Raw(Bare):
@@ -122,6 +139,35 @@ class Async(Bare):
             self.listening.set()
             async for n in conn.notifies():
                 fn(loads(n.payload))
+
+
+class OurAsyncStream(Bare):
+    """pgnotifier's `AsyncNotifier.listen`, read by a task."""
+
+    packages = Ours.packages
+
+    def run(self) -> None:
+        asyncio.run(self.main())
+
+    async def main(self) -> None:
+        from pgnotifier import AsyncNotifier
+
+        self.loop, self.ending = asyncio.get_running_loop(), asyncio.Event()
+        async with AsyncNotifier(self.dsn) as notifier, notifier.listen(self.channel) as stream:
+            await stream.get(LIMIT)  # `Listening`
+            self.listening.set()
+            task = asyncio.ensure_future(self.read(stream))
+            await self.ending.wait()
+            task.cancel()
+
+    async def read(self, stream: Any) -> None:
+        fn = self.fn
+        async for event in stream:
+            fn(event.payload)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.ending.set)
+        self.thread.join(LIMIT)
 
 
 class Asyncpg(Bare):
@@ -153,7 +199,7 @@ class Asyncpg(Bare):
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.ending.set)
-        self.thread.join(10)
+        self.thread.join(LIMIT)
 
 
 class AsyncpgListen(Asyncpg):
@@ -191,6 +237,8 @@ class AsyncpgListen(Asyncpg):
 
 READERS: dict[str, type[Any]] = {
     "ours": Ours,
+    "ours, stream": OurStream,
+    "ours, async stream": OurAsyncStream,
     "psycopg": Bare,
     "psycopg, not decoded": Raw,
     "psycopg async": Async,

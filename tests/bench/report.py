@@ -10,7 +10,6 @@ from typing import Any
 from .layers import LAYERS
 from .rows import OURS, Row
 from .run import Results
-from .svg import short
 
 REFERENCE = 0.6  # microseconds of `json.loads("42")` on the reference machine
 
@@ -36,6 +35,10 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return low, median(values), high
 
 
+def short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def shown(values: list[float], unit: str = "") -> str:
     low, middle, high = spread(values)
     return f"{short(middle)}{unit and ' ' + unit} ({short(low)} to {short(high)})"
@@ -46,48 +49,54 @@ def values(results: Results, experiment: str, reader: str, metric: str) -> list[
 
 
 def judged(results: Results, row: Row) -> list[tuple[str, str, str, bool]]:
-    """Lines (other, ratio, limit, reached) of one row, as far as it was measured."""
-    mine = values(results, row.experiment, OURS, row.metric)
+    """Lines (ratio, limit, reached) of one row, as far as it was measured."""
+    mine = values(results, row.experiment, row.reader, row.metric)
     lines = []
     if mine and row.most is not None:
         scaled = ""
         if row.most:
-            speeds = values(results, row.experiment, OURS, "reference_us")
+            speeds = values(results, row.experiment, row.reader, "reference_us")
             then = [value * REFERENCE / speed for value, speed in zip(mine, speeds, strict=True)]
-            scaled = f"scaled to the reference machine: {shown(then, row.unit)}"
-        lines.append((scaled, "", f"at most {row.most:g} {row.unit}", median(mine) <= row.most))
+            scaled = f"{short(median(then))} {row.unit}, scaled"
+        lines.append((scaled, f"at most {row.most:g} {row.unit}", median(mine) <= row.most))
     for (experiment, reader), (word, limit) in row.against.items():
         others = values(results, experiment, reader, row.metric)
         ratios = [a / b for a, b in zip(mine, others, strict=False)]
         if ratios:
             reached = median(ratios) >= limit if word == "at least" else median(ratios) <= limit
-            name = reader if experiment == row.experiment else experiment
-            lines.append((f"{name}: {shown(others, row.unit)}", shown(ratios), f"{word} {limit:g}", reached))
+            name = reader if experiment == row.experiment else f"that at {experiment.split()[-1]}"
+            low, middle, high = map(short, spread(ratios))
+            lines.append((f"{middle} of {name} ({low} to {high})", f"{word} {limit:g}", reached))
     return lines
 
 
 def text(results: Results, table: list[Row], about: dict[str, str]) -> str:
     lines = [
-        "Medians, and quartiles in brackets; a ratio is that of one round, ours by the other.",
+        "Medians, and quartiles in brackets. Each ratio is of two figures of one round. “Scaled” means: to the",
+        "reference machine.",
         "",
-        "| what | ours | the other | ratio | wanted | reached |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| what | ours | ratio | wanted | reached |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for row in table:
-        mine = values(results, row.experiment, OURS, row.metric)
-        for number, (other, ratio, limit, reached) in enumerate(judged(results, row)):
-            first = (row.title, shown(mine, row.unit)) if not number else ("", "")
-            lines.append(f"| {' | '.join((*first, other, ratio, limit, 'yes' if reached else '**no**'))} |")
-    lines += ["", *_readers(results), "", *_layers(results), "", _versions(results, about)]
+        mine = values(results, row.experiment, row.reader, row.metric)
+        for number, (ratio, limit, reached) in enumerate(judged(results, row)):
+            first = (row.title, f"{short(median(mine))} {row.unit}") if not number else ("", "")
+            lines.append(f"| {' | '.join((*first, ratio, limit, 'yes' if reached else '**no**'))} |")
+    for part in (SPEED, COSTS):
+        lines += ["", *_readers(results, part)]
+    lines += ["", *_layers(results), "", _versions(results, about)]
     return "\n".join(lines)
 
 
-COLUMNS = (
+SPEED = (
     ("rows", "rate", "JSON rows /s"),
     ("integers", "rate", "integers /s"),
     ("rows", "cpu_us", "CPU µs a row"),
     ("latency", "p50", "latency p50 µs"),
     ("latency", "p99", "p99 µs"),
+)
+COSTS = (
     ("change", "p50", "one more channel, ms"),
     ("change", "hot_p50", "the same back to back"),
     ("idle", "wakeups", "idle wake-ups /s"),
@@ -97,15 +106,16 @@ COLUMNS = (
 )
 
 
-def _readers(results: Results) -> list[str]:
-    columns = [c for c in COLUMNS if c[0] in results]
+def _readers(results: Results, part: tuple[tuple[str, str, str], ...]) -> list[str]:
+    """A table of medians; the JSON has the quartiles."""
+    columns = [c for c in part if c[0] in results]
     if not columns:
         return []
     names: dict[str, Any] = dict.fromkeys(name for c in columns for name in results[c[0]])
     lines = [f"| reader | {' | '.join(c[2] for c in columns)} |", "| --- " * (len(columns) + 1) + "|"]
     for name in names:
         cells = [values(results, experiment, name, metric) for experiment, metric, _ in columns]
-        lines.append(f"| {name} | {' | '.join(shown(c) if c else '' for c in cells)} |")
+        lines.append(f"| {name} | {' | '.join(short(median(c)) if c else '' for c in cells)} |")
     return lines
 
 

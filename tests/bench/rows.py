@@ -10,6 +10,7 @@ from .readers import READERS
 
 ALL = tuple(READERS)
 OURS, BASE, ASYNCPG, OLD = "ours", "psycopg", "asyncpg", "0.0.10"
+STREAM = "ours, stream"
 COUNTS = (10, 100, 1_000, 10_000)
 SIZES = (10, 100, 1_000, 4_000, 7_900)
 
@@ -27,7 +28,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Row:
-    """A number of ours, at most `most`, and `against` others: (experiment, reader): (word, limit of the ratio)."""
+    """A number of `reader`, at most `most`, and `against` others: (experiment, reader): (word, limit of ratio)."""
 
     title: str
     experiment: str
@@ -35,6 +36,7 @@ class Row:
     unit: str
     most: float | None = None
     against: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
+    reader: str = OURS
 
 
 def experiments(quick: bool) -> list[Experiment]:
@@ -75,6 +77,10 @@ def rows(quick: bool) -> list[Row]:
         Row("throughput, integers", "integers", "rate", "/s", against={("integers", BASE): (least, 0.85)}),
         Row("latency p50", "latency", "p50", "µs", against={("latency", BASE): (most, 1.4)}),
         Row("latency p99", "latency", "p99", "µs", against={("latency", BASE): (most, 1.75)}),
+        Row("a stream, rows", "rows", "rate", "/s", against={("rows", BASE): (least, 0.95)}, reader=STREAM),
+        Row(
+            "a stream, latency p50", "latency", "p50", "µs", against={("latency", BASE): (most, 1.35)}, reader=STREAM
+        ),
         Row(
             "subscribe, new channel, p50",
             "change",

@@ -41,6 +41,7 @@ PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") i
 
 DSN = "postgresql://localhost/app"  # what the pages call the reader's database
 OTHER_COMMANDS = {"createdb", "curl", "echo", "gunicorn", "jq", "psql", "python", "sphinx-build", "uvicorn"}
+OTHER_COMMANDS.add("systemctl")
 
 _SPHINX = re.compile(r"^<!-- sphinx[^\n]*\n.*?-->", re.DOTALL | re.MULTILINE)
 _PIECE = re.compile(

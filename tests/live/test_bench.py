@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from bench import bursts, changes, layers, measures, plots, process, report, rows
+from bench import bursts, changes, layers, measures, plots, process, report, rows, trace
 from bench.readers import READERS
 
 TINY: list[tuple[str, dict[str, Any]]] = [
@@ -17,7 +19,9 @@ TINY: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("reader", ["ours", "psycopg", "psycopg, not decoded", "psycopg async"])
+@pytest.mark.parametrize(
+    "reader", ["ours", "ours, stream", "ours, async stream", "psycopg", "psycopg, not decoded", "psycopg async"]
+)
 @pytest.mark.parametrize(("measure", "arguments"), TINY, ids=lambda v: v if isinstance(v, str) else "")
 def test_readers(server: str, reader: str, measure: str, arguments: dict[str, Any]) -> None:
     result = measures.MEASURES[measure](server, reader, **arguments)
@@ -39,12 +43,20 @@ def test_layers(server: str) -> None:
     assert process.reference() > 0
 
 
+@pytest.mark.parametrize("kind", ["callback", "stream"])
+def test_trace(server: str, kind: str) -> None:
+    """In a process of its own, for it replaces functions of the library."""
+    command = [sys.executable, "-m", "tests.bench.trace", server, kind, "20"]
+    text = subprocess.run(command, cwd=bursts.ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert [line.split()[2].rstrip(":") for line in text.splitlines()[1:]] == list(trace.STEPS)
+
+
 def test_report() -> None:
     """Table, JSON and plots of made-up results."""
     number = {"reference_us": 0.5, "versions": {"pgnotifier": "1.0.0"}, "sorted_us": [1.0, 2.0]}
     metrics = (
         [row.metric for row in rows.rows(True)]
-        + [c[1] for c in report.COLUMNS]
+        + [c[1] for c in (*report.SPEED, *report.COSTS)]
         + ["calls_us", "message", *layers.LAYERS]
     )
     one = number | dict.fromkeys(metrics, 2.0)
@@ -54,4 +66,9 @@ def test_report() -> None:
     assert text.count("| yes |") + text.count("| **no** |") >= len(rows.rows(True))
     assert set(READERS) <= {line.split(" | ")[0].strip("| ") for line in text.splitlines()}
     json.dumps(report.rounded(results))
-    assert all(svg.startswith("<svg") for svg in plots.all_plots(results).values())
+    drawn = plots.all_plots(results)
+    assert drawn == plots.all_plots(results)  # the same files for the same figures
+    assert all("<svg" in svg for svg in drawn.values())
+    assert ">psycopg async</text>" in drawn["throughput"]
+    assert ">message</text>" in drawn["channels"]
+    assert plots.all_plots({}).keys() == drawn.keys()  # nothing was measured

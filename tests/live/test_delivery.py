@@ -13,6 +13,7 @@ import pytest
 from conftest import until
 from pgnotifier import InvalidChannel, Notifier, PayloadTooLong, UnknownChannel, UnknownSubscriber
 from pgnotifier.connection import Session
+from pgnotifier.connection.waiting import CancelToken
 
 Conn = psycopg.Connection[Any]
 
@@ -31,6 +32,38 @@ def test_any_name_is_heard(server: str, sender: Conn, name: str) -> None:
         assert n.channels()[name]["active"]
         n.unsubscribe(1, name)
         assert n.active_channels() == []
+
+
+def test_a_notification_waits_for_no_book_keeping(
+    server: str, sender: Conn, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee 15: it is handed over in the pass of the event loop that finds the socket readable."""
+    checks: list[float] = []
+    check = Session.check
+    monkeypatch.setattr(Session, "check", lambda self, heard: (checks.append(heard), check(self, heard))[1])
+    got: list[int] = []
+    with Notifier(server, heartbeat=60) as n:
+        n.subscribe(1, channel, lambda *a: got.append(a[2]))
+        until(lambda: n._supervisor.shared.life.loop is not None and checks)
+        before = len(checks)
+        for number in range(100):
+            sender.execute("select pg_notify(%s, %s)", (channel, str(number)))
+            until(lambda number=number: number in got)
+        assert got == list(range(100))
+        assert len(checks) - before <= 2  # the task may still be on its way to its first wait
+
+
+def test_a_burst_is_read_in_large_batches(server: str, sender: Conn, channel: str) -> None:
+    """Guarantee 15: libpq reads 16 kB at a time; a read goes on while much comes, up to about 1,000 notifications."""
+    session = Session(server, None, CancelToken())
+    try:
+        session.listen([channel])
+        sender.execute("select count(pg_notify(%s, i::text)) from generate_series(1, 3000) i", (channel,))
+        until(lambda: (session.read(), sum(len(batch.notifications) for batch in session.backlog) == 3000)[1])
+        assert [n.payload for batch in session.backlog for n in batch.notifications] == [*map(str, range(1, 3001))]
+        assert 1000 <= max(len(batch.notifications) for batch in session.backlog) < 2000
+    finally:
+        session.close()
 
 
 def test_heard_as_soon_as_subscribe_returned(server: str, sender: Conn, channel: str) -> None:

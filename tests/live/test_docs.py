@@ -7,6 +7,7 @@ as far as they end by themselves. What the tests add to a page is described in `
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -23,11 +24,12 @@ from conftest import until
 from pages import PAGES, ROOT, Page, Piece, fences, name, pieces, prose
 
 OWN = {("README.md", "example"), ("docs/reliability.md", "cache"), ("docs/guide/lifecycle.md", "service")}
-OWN.add(("docs/index.md", "first"))  # tests below
+OWN |= {("docs/index.md", "first"), *(("README.md", mark) for mark in ("callbacks", "stream", "fastapi"))}  # below
 WITH_TESTS = {"docs/testing.md": "tests/testing/test_page.py"}  # pages whose own tests see that all Python is run
 IN_CI = {("README.md", "demo"), ("README.md", "test")}  # .ci/run runs them
 RUN = {"python", "pycon", "sql", "plpgsql", "sh", "json", "ini"}
-FOR_READING = {"text", "js", "html"}
+FOR_READING = {"text", "js", "html", "yaml"}
+SIGNATURES = {"pyi"}  # tests/unit/test_api_page.py compares them with the code
 TESTS = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
 
 
@@ -72,7 +74,7 @@ def test_what_a_page_shows_runs(page: Path, database: str) -> None:
     runner = Page(database)
     try:
         for piece in pieces(page):
-            assert piece.language in RUN | FOR_READING, f"{piece.place}: a fence of an unknown language"
+            assert piece.language in RUN | FOR_READING | SIGNATURES, f"{piece.place}: a fence of an unknown language"
             if piece.language in RUN and not elsewhere(piece):
                 try:
                     runner.run(piece)
@@ -131,6 +133,54 @@ def test_the_readme_example(server: str) -> None:
         "billing heard on orders: {'id': 42, 'op': 'INSERT'}\n",
     ]
     assert rest == ""
+
+
+@pytest.mark.parametrize(
+    ("mark", "first", "heard"),
+    [
+        ("callbacks", "", "orders {'id': 42}\n"),
+        ("stream", "Listening(channels=('orders',), gaps=())\n", "Notification(channel='orders', payload={'id': 42}, "),
+    ],
+)
+def test_the_readme_begins_with(server: str, sender: psycopg.Connection[Any], mark: str, first: str, heard: str) -> None:
+    text = block("README.md", mark).replace("postgresql://localhost/app", server)
+    process = subprocess.Popen([sys.executable, "-u", "-c", text], stdout=subprocess.PIPE, text=True)
+    ended = threading.Event()
+
+    def notify() -> None:
+        while not ended.wait(0.05):
+            sender.execute("select pg_notify('orders', '{\"id\": 42}')")
+
+    notifying = threading.Thread(target=notify)
+    notifying.start()
+    try:
+        assert process.stdout is not None
+        assert first in ("", process.stdout.readline())
+        assert process.stdout.readline().startswith(heard)
+    finally:
+        ended.set()
+        notifying.join()
+        process.kill()
+        process.communicate()
+
+
+def test_the_readme_in_fastapi(
+    server: str, sender: psycopg.Connection[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {}
+    exec(block("README.md", "fastapi").replace("postgresql://localhost/app", server), names)
+    app, notifier = names["app"], names["notifier"]
+    assert {"/health"} <= {route.path for route in app.routes}
+
+    async def serve() -> None:
+        async with app.router.lifespan_context(app):
+            assert names["health"]() == {"connected": True}
+            await asyncio.to_thread(sender.execute, "select pg_notify('orders', '{\"id\": 42}')")
+            await asyncio.to_thread(until, lambda: notifier.status()["delivered"] == 1)
+
+    asyncio.run(serve())
+    assert capsys.readouterr().out == "orders {'id': 42}\n"
+    assert names["health"]() == {"connected": False}
 
 
 def test_the_cache_example(server: str, sender: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:

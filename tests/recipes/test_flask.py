@@ -8,7 +8,7 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from conftest import until
 
 from .conftest import Database
 from .page import process, write
+
+EXPECTED = ("the connection is lost: ", "not connected yet, ")
 
 
 class Gunicorn:
@@ -65,7 +67,7 @@ def gunicorn(database: Database, folder: Path, *options: str) -> Iterator[Gunico
             assert child.wait(10) == 0, text()
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end: {text()}") from None
-        said = "\n".join(line for line in text().splitlines() if not line.startswith("the connection is lost: "))
+        said = "\n".join(line for line in text().splitlines() if not line.startswith(EXPECTED))
         for word in ("Traceback", "Exception", "Error", "SIGKILL", "Warning"):
             assert word not in said, said
 
@@ -89,7 +91,7 @@ def test_every_worker_hears_every_notification(
     """Guarantees 10, 11: each worker has a session of its own, reads again after a gap, and ends cleanly."""
     if in_master:  # what the page says of a module that listens when it is imported
         with (tmp_path / "app.py").open("a") as file:
-            file.write("\n\nlisten()\n")
+            file.write("\n\nnotifier.start()\n")
     with gunicorn(flags, tmp_path, *options, "app:app") as server:
         until(lambda: len(flags.listeners()) == 2 + in_master)
         server.of_every_worker("/flags", lambda answer: answer["flags"] == {"old": True})
@@ -99,9 +101,18 @@ def test_every_worker_hears_every_notification(
         pids = server.of_every_worker("/flags", lambda answer: answer["flags"] == wanted)
         assert len(pids) == 2
         assert server.child.pid not in pids
-        assert server.get("/health") == {"connected": True, "failed": 0}
+        assert server.get("/health") == {"live": True, "ready": True, "problems": []}
         assert len(flags.listeners()) == 2 + in_master
         with flags.unreachable():
             flags.execute("update flags set enabled = false")
         server.of_every_worker("/flags", lambda answer: answer["flags"]["old"] is False)
     until(lambda: flags.listeners() == [])
+
+
+def test_workers_wait_for_their_database(flags: Database, tmp_path: Path) -> None:
+    """Guarantee 2: `connect_wait`."""
+    with ExitStack() as stack:
+        with flags.unreachable():
+            server = stack.enter_context(gunicorn(flags, tmp_path, "app:app"))
+            until(lambda: server.text.count("not connected yet") >= 2, 20)
+        server.of_every_worker("/flags", lambda answer: answer["flags"] == {"old": True})

@@ -17,6 +17,7 @@ import pgnotifier
 from pgnotifier import (
     AsyncNotifier,
     Gap,
+    Health,
     Listening,
     Notification,
     Notifier,
@@ -41,6 +42,7 @@ from pgnotifier.types import (
     OnListen,
     Status,
     SubscriberState,
+    Url,
 )
 
 # -- construction ---------------------------------------------------------------------------------------------------
@@ -48,6 +50,11 @@ from pgnotifier.types import (
 
 def credentials() -> dict[str, object]:
     return {"host": "localhost", "password": "..."}
+
+
+class UrlOfSqlalchemy:  # as it is declared there
+    def render_as_string(self, hide_password: bool = True) -> str:
+        return "postgresql+psycopg://localhost/app"
 
 
 def confs() -> list[DbConf]:
@@ -59,7 +66,13 @@ def confs() -> list[DbConf]:
         frozen,
         credentials,
         lambda: "host=a",
+        UrlOfSqlalchemy(),
+        url,
     ]
+
+
+def url() -> Url:
+    return UrlOfSqlalchemy()
 
 
 Notifier()
@@ -71,6 +84,9 @@ Notifier(decode=json.loads)
 Notifier(decode=decode)
 Notifier(decode=lambda text: text.upper())
 Notifier("", workers=4, max_pending=10, heartbeat=None, retry_delay=(1, 60), daemon=False, autostart=False)
+Notifier(url(), connect_wait=60)
+Notifier(url)
+AsyncNotifier(url(), connect_wait=0.5)
 
 with Notifier() as n:
     assert_type(n, Notifier)
@@ -267,6 +283,12 @@ stream.close()
 assert_type(n.status(), Status)
 assert_type(n.status()["pid"], int | None)
 assert_type(n.status()["since"], datetime)
+assert_type(n.status()["longest_call"], tuple[Hashable, str, float] | None)
+assert_type(n.status()["confirmed"], datetime | None)
+assert_type(n.health(), Health)
+assert_type(n.health(max_call=5).problems, tuple[str, ...])
+live, ready, problems = AsyncNotifier().health()
+assert_type(ready, bool)
 plain: Mapping[str, object] = n.status()
 for field, value in n.status().items():
     print(field, value)

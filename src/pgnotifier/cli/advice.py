@@ -8,7 +8,7 @@ import re
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from ..connection.conninfo import ESCAPE, MISREAD, misread
+from ..connection.conninfo import ESCAPE, MISREAD, misread, plain
 from ..errors import NotifierError
 
 POOLER = (
@@ -81,7 +81,8 @@ def line(error: BaseException, dsn: str = "") -> str:
 
 
 def check_dsn(dsn: str) -> str:
-    """`dsn` where libpq can read it. Raises ValueError, whose text shows nothing that may be a password."""
+    """`dsn` as libpq reads it. Raises ValueError, whose text shows nothing that may be a password."""
+    dsn = plain(dsn)
     shy = "@" in dsn or "pass" in dsn.lower()
     try:
         conf = conninfo_to_dict(dsn)

@@ -19,7 +19,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..flag import LONGEST
-from .conninfo import MISREAD, misread, unreadable
+from .conninfo import MISREAD, cured, misread, plain, unreadable
 from .waiting import GIVEN_UP, Abandoned, CancelToken, Connection
 
 if TYPE_CHECKING:
@@ -64,15 +64,36 @@ def connect(source: DbConf, token: CancelToken, deadline: float | None = None) -
             failures.append((where, error))
         else:
             return Connection(pgconn)
-    last = failures[-1][1]
+    text = str(failures[-1][1])
     if len(failures) > 1:
         lines = "".join(f"\n- {where}: {error}" for where, error in failures)
-        raise type(last)(f"none of {len(failures)} attempts to connect succeeded:{lines}") from None
-    raise last.with_traceback(None)
+        text = f"none of {len(failures)} attempts to connect succeeded:{lines}"
+    raise type(failures[-1][1])(cured(text)) from None
+
+
+def name_of(pgconn: pq.abc.PGconn) -> str:
+    """Where a connection leads, without a password: `ada@db.example:5432/app`."""
+    return f"{pgconn.user.decode()}@{pgconn.host.decode()}:{pgconn.port.decode()}/{pgconn.db.decode()}"
+
+
+def server_of(source: DbConf) -> str:
+    """The same of what has not been connected to; a callable is not called."""
+    if callable(source):
+        return f"{getattr(source, '__qualname__', type(source).__name__)}()"
+    try:
+        params = _parameters(source)
+    except Exception:
+        return "a dbconf that libpq can't read"
+    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val is not None}
+    user, host, port, db = (params.get(key) or defaults.get(key, "") for key in ("user", "host", "port", "dbname"))
+    return f"{user}@{host}:{port}/{db}"
 
 
 def _parameters(conf: object) -> dict[str, Any]:
     """libpq's parameters; the user's mapping stays as it is."""
+    render = getattr(conf, "render_as_string", None)  # a URL object of SQLAlchemy's
+    if render is not None:
+        conf = render(hide_password=False)
     if isinstance(conf, str):
         text, extra = conf, {}
     elif isinstance(conf, Mapping):
@@ -80,14 +101,17 @@ def _parameters(conf: object) -> dict[str, Any]:
         text = extra.pop("conninfo", "")
     else:
         raise TypeError(f"dbconf must be a str, a mapping or a callable that returns one, not {type(conf).__name__}")
+    text = plain(text, is_url=render is not None)
     wrong: Exception | None = None
     try:
         params = dict(conninfo_to_dict(text, **extra))
         make_conninfo("", **params)
     except (psycopg.ProgrammingError, UnicodeError) as error:
         wrong = error
-    if wrong is not None:  # raised here, so that no context of the error holds libpq's own text
-        raise psycopg.ProgrammingError(f"dbconf: {unreadable(text, wrong) if text else str(wrong).strip()}")
+    if wrong is not None:
+        known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+        # Raised here, so that no context of the error holds libpq's own text.
+        raise psycopg.ProgrammingError(f"dbconf: {unreadable(text, wrong, known) if text else str(wrong).strip()}")
     if misread(text, params):
         raise psycopg.ProgrammingError(f"dbconf: {MISREAD}")
     params["client_encoding"] = "UTF8"

@@ -1,10 +1,14 @@
-"""What is wrong with a connection string, in words that show no piece of a password (guarantee 2). Pure."""
+"""Connection strings, and what is wrong with one or with the server at its end. Pure.
+
+No text shows a piece of a password (guarantee 2).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
 
 ESCAPE = (
     "in a URI, write special characters of a password as %40 for @, %2F for /, %3A for :, %3F for ?, %23 for #, "
@@ -13,6 +17,48 @@ ESCAPE = (
 MISREAD = f"its host, port or database can't be right; {ESCAPE}"
 
 _QUOTED = re.compile('["«»“”„].*["«»“”„]', re.DOTALL)  # libpq's messages may be translated
+_URL = re.compile(r"(postgres(?:ql)?)(\+\w+)?://((?:[^@/]*@)?[^?]*)\??(.*)", re.DOTALL)
+
+# The first pattern that is found in an error's text names the cure of a common mistake.
+_CURES = [
+    (
+        r"(localhost|127\.0\.0\.1|::1)[^\n]* refused",
+        "in a container, localhost is the container itself: use the name of the database's service, or "
+        "host.docker.internal for the machine that runs the container",
+    ),
+    (r"on socket [^\n]*(no such file| refused)", "for a server on another machine or in a container, give its host"),
+    (
+        r"(?s)^(?!.*SSL encryption).*(, no encryption|SSL connection is required|connection is insecure)",
+        "if the server requires SSL, add sslmode=require",
+    ),
+    (r"does not support SSL", "use sslmode=prefer, or switch ssl on in the server's configuration"),
+]
+
+# What waiting does not mend. A translated text is not found, and so is waited for in vain.
+_LASTING = re.compile(
+    r"authentication failed|no password supplied|does not exist|pg_hba\.conf|not permitted to log in"
+    r"|permission denied|support SSL|certificate|invalid|unrecognized",
+    re.IGNORECASE,
+)
+
+
+def plain(text: str, is_url: bool = False) -> str:
+    """Return a connection string as libpq reads it.
+
+    A URL of SQLAlchemy's may name a driver, by which it is known unless `is_url`, and several hosts one by one.
+    """
+    found = _URL.match(text)
+    if found is None or not (found[2] or is_url):
+        return text
+    scheme, _, rest, query = found.groups()
+    options: dict[str, list[str]] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        options.setdefault(key, []).extend(value.split(",") if key in ("host", "port") else [value])
+    hosts = [host.partition(":") if host.count(":") == 1 else (host, "", "") for host in options.get("host", ())]
+    if any(port for _, _, port in hosts):
+        options |= {"host": [host for host, _, _ in hosts], "port": [port for _, _, port in hosts]}
+    pairs = {key: ",".join(values) for key, values in options.items()}
+    return f"{scheme}://{rest.replace(' ', '%20')}?{urlencode(pairs, quote_via=quote, safe='@')}"
 
 
 def misread(text: str, params: Mapping[str, Any]) -> bool:
@@ -32,8 +78,28 @@ def misread(text: str, params: Mapping[str, Any]) -> bool:
     return authority.count("@") > 1 or "@" in path
 
 
-def unreadable(text: str, error: Exception) -> str:
-    """Return why libpq cannot read `text`, without the part that it quotes, which may be a piece of a password."""
+def unreadable(text: str, error: Exception, known: Container[str]) -> str:
+    """Return why libpq cannot read `text`, without the part that it quotes, which may be a piece of a password.
+
+    `known` are libpq's options. Another one in a URI's query is named, if it can't be a piece of a password.
+    """
     reason = _QUOTED.sub('"..."', str(error).strip().replace('"="', "=", 1))
     wanted = "wanted is a URI (postgresql://user@host/database) or pairs (host=... dbname=...)"
-    return f"{reason}; {wanted}; {ESCAPE}" if "://" in text else f"{reason}; {wanted}"
+    if "://" not in text:
+        return f"{reason}; {wanted}"
+    query = text.partition("?")[2]
+    other = next((key for key, _ in parse_qsl(query) if key not in known), None)
+    if other is not None and "@" not in query and re.fullmatch(r"\w+", other):
+        return f"libpq has no option {other!r}; " + ("write sslmode=require" if other == "ssl" else "leave it out")
+    return f"{reason}; {wanted}; {ESCAPE}"
+
+
+def cured(text: str) -> str:
+    """Return an error's text with the cure of the mistake that it shows, if it is a common one."""
+    cure = next((cure for pattern, cure in _CURES if re.search(pattern, text, re.IGNORECASE)), None)
+    return text if cure is None else f"{text}\nHINT:  {cure}"
+
+
+def is_lasting(text: str) -> bool:
+    """Return whether an attempt to connect that failed with this text would fail again."""
+    return _LASTING.search(re.sub("'[^']*'|\"[^\"]*\"", "", text)) is not None  # without names

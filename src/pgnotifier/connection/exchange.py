@@ -20,7 +20,7 @@ from psycopg import pq
 
 from ..clock import now
 from ..errors import CannotListen
-from .connect import connect
+from .connect import connect, name_of
 from .waiting import CancelToken, answer, checked, lost
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 10.0  # for the server to answer a change of channels, without a heartbeat (guarantee 10)
 MANY = 10_000  # notifications that may wait for the answer to a change; more are handed over before it
 BACKLOG_BYTES = 16_000_000  # of notifications, about, that are read while mailboxes have no room for them
+BURST = 50  # notifications in the 16 kB that libpq reads at a time, after which more are likely to wait
+AT_ONCE = 1_000  # notifications, about, that are read before they are handed over
 OVERHEAD_BYTES = 100  # of each, about, without its payload
 
 # A process that notifies signals the listeners just after its commit: so much earlier than the question.
@@ -66,6 +68,7 @@ class Exchange(ABC):
             self.fileno: int = self._conn.fileno()
             self._inode = os.fstat(self.fileno).st_ino
             self._encrypted = self._conn.pgconn.ssl_in_use
+            self.server: str = name_of(self._conn.pgconn)
         except BaseException:
             self._conn.close()
             raise
@@ -90,6 +93,11 @@ class Exchange(ABC):
         """Whether to read on while notifications wait that no mailbox has room for."""
         return self._backlog_bytes < BACKLOG_BYTES
 
+    @property
+    def has_more(self) -> bool:
+        """Whether to read or to hand over again before the socket is readable."""
+        return bool(self.backlog) or self._encrypted
+
     def read(self) -> bool:
         """Add all that has arrived to the backlog, without waiting; returns whether there was anything.
 
@@ -98,7 +106,10 @@ class Exchange(ABC):
         batch: list[Any] = []
         since, before = self._confirmed, len(self.backlog)
         try:
-            batch += self._conn.notifies(timeout=0)
+            size = -BURST
+            while size + BURST <= len(batch) < AT_ONCE:  # read on in a burst: larger batches cost less for each
+                size = len(batch)
+                batch += self._conn.notifies(timeout=0)
             if self._encrypted:
                 # A decrypted rest can wait in the TLS layer while the socket is silent: twice is enough for a record.
                 self._conn.pgconn.consume_input()

@@ -57,10 +57,12 @@ class Lifetime:
     source: DbConf
     heartbeat: float | None
     retry_delay: tuple[float, float]
+    connect_wait: float = 0.0  # seconds for which the first connection is tried again
     phase: Phase = CONNECTING
     since: datetime = field(default_factory=now)  # when this phase began
     starter: int = field(default_factory=get_ident)
     begun: bool = False  # the first thread runs
+    published: bool = False  # there has been a session
     token: CancelToken = field(default_factory=CancelToken)
     loop: asyncio.AbstractEventLoop | None = None
     readable: asyncio.Event | None = None

@@ -17,12 +17,14 @@ from pyrsistent import PMap, pmap
 from ..clock import now
 from ..errors import CannotListen
 from .connect import connect
+from .conninfo import is_lasting
 from .exchange import ANSWER_SECONDS, Exchange, quote
-from .waiting import CancelToken, answer
+from .waiting import Abandoned, CancelToken, answer
 
 if TYPE_CHECKING:
     from ..types import DbConf
 
+LATE_SECONDS = 1.0  # after which an overdue answer is one that the listener thread does not look for
 PROOF_SECONDS = 2.0  # for a notification to come through a pooler
 
 # How a server refuses a name that its encoding cannot hold.
@@ -160,8 +162,17 @@ class Session(Exchange):
         self.backlog.clear()  # nothing else was listened to
         self._backlog_bytes = 0
 
-    def check(self, heard: bool) -> float:
-        """Ask the server where that is due; `heard` says whether bytes have come since the last call.
+    @property
+    def silent_for(self) -> float:
+        """Seconds without an answer to the heartbeat, if that is overdue; else 0. Any thread."""
+        if self._heartbeat is None:
+            return 0.0
+        moment, answered = monotonic(), self._answered
+        overdue = max(answered + 2 * self._heartbeat, self._heard + self._heartbeat) + LATE_SECONDS
+        return moment - answered if moment > overdue else 0.0
+
+    def check(self, heard: float) -> float:
+        """Ask the server where that is due; bytes have come at the moment `heard` (monotonic seconds).
 
         Returns when (monotonic seconds) to come again. Raises `psycopg.OperationalError` where an answer is overdue.
         The question goes out every `heartbeat` seconds under traffic too, so that `confirmed` stays recent; but only
@@ -170,8 +181,7 @@ class Session(Exchange):
         if self._heartbeat is None:
             return inf
         moment = monotonic()
-        if heard:
-            self._heard = moment
+        self._heard = max(self._heard, heard)
         if self._asked is None:
             due = self._answered + self._heartbeat
             if moment < due:
@@ -189,6 +199,7 @@ class Session(Exchange):
         asked, self._asked, self._partial = self._asked, None, []
         if asked is not None:
             self._confirm(asked[1])
+            self._answered = asked[0]  # the next question is due when this answer would have been overdue
         pid, listening = (int(results[-1].get_value(0, column)) for column in (0, 1))
         if pid != self.pid or listening != self._listening:
             raise CannotListen(
@@ -196,3 +207,8 @@ class Session(Exchange):
                 f"{self.pid}): a pooler in transaction mode, or an UNLISTEN; connect to PostgreSQL directly, or pool "
                 "by session"
             )
+
+
+def lasts(error: psycopg.OperationalError) -> bool:
+    """Whether the next attempt to connect would fail in the same way, because the server was reached and refuses."""
+    return isinstance(error, Abandoned | CannotListen) or is_lasting(str(error))

@@ -8,7 +8,8 @@ handle, and gives the mailbox back with `Turns.end`. No function here is called 
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..log import CRITICAL, ERROR, describe, log
@@ -24,6 +25,15 @@ class Calls:
 
     def __init__(self, dispatcher: Dispatcher, decode: Callable[[str], Any], fatal: Callable[[], None]) -> None:
         self._dispatcher, self.decode, self._fatal = dispatcher, decode, fatal
+        self.callers: set[Any] = set()  # workers and batches: `box` is the mailbox whose calls they make, or None
+
+    def longest(self) -> tuple[Hashable, str, float] | None:
+        """The id, channel and seconds of the call that has been running longest. Takes no lock."""
+        moment, found = monotonic(), None
+        for box in [caller.box for caller in tuple(self.callers)]:
+            if box is not None and (hand := box.hand) is not None and 0 < (began := box.began) < moment:
+                moment, found = began, (box.id, hand.channel)
+        return None if found is None else (*found, monotonic() - moment)
 
     def payload(self, run: Run, place: int) -> Any:
         """A payload, decoded by the first executor that needs it; FAILED, and reported, if it can't be decoded."""
@@ -42,21 +52,23 @@ class Calls:
         What is no `Exception`, such as Ctrl-C, is raised.
         """
         payloads = run.payloads
-        if payloads is None:
-            return self._decoded(run, place, Exception)
-        payload = payloads[place]
-        if payload is UNKNOWN:
-            payload = self._decoded(run, place, Exception)
-            if not run.lock.locked():
-                with run.lock:
-                    if payloads[place] is UNKNOWN:
-                        payloads[place] = payload
+        if payloads is not None and payloads[place] is not UNKNOWN:
+            return payloads[place]
+        try:
+            payload = self.decode(run.notifications[place][1])
+        except Exception as error:
+            self.undecodable(run, place, error)
+            payload = FAILED
+        if payloads is not None and not run.lock.locked():
+            with run.lock:
+                if payloads[place] is UNKNOWN:
+                    payloads[place] = payload
         return payload
 
-    def _decoded(self, run: Run, place: int, reported: type[BaseException] = BaseException) -> Any:
+    def _decoded(self, run: Run, place: int) -> Any:
         try:
             return self.decode(run.notifications[place][1])
-        except reported as error:
+        except BaseException as error:
             self.undecodable(run, place, error)
             return FAILED
 
@@ -72,15 +84,18 @@ class Calls:
             log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
             self._report(channel, {"event": "callback_failed", "id": box.id, "channel": channel}, error)
         else:
-            self._count()
+            self._count(error)
             log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
             self._fatal()
 
     def _report(self, channel: str, event: dict[str, Any], error: BaseException) -> None:
-        self._count()
+        text = self._count(error)
         if channel != SYSCHAN:
-            self._dispatcher.event({**event, "error": describe(error)})
+            self._dispatcher.event({**event, "error": text})
 
-    def _count(self) -> None:
+    def _count(self, error: BaseException) -> str:
+        text = describe(error)
         with self._dispatcher.lock:
             self._dispatcher.failed += 1
+            self._dispatcher.last_failure = text
+        return text

@@ -46,6 +46,7 @@ class Dispatcher:
         self.post, self.event = self.posting.post, self.posting.event
         self.active: PMap[str, bool] = NO_CHANNELS  # the channels that are listened to
         self.failed = 0
+        self.last_failure: str | None = None
 
     # -- the registry that calls follow ---------------------------------------------------------------------
 
@@ -144,8 +145,6 @@ class Dispatcher:
                 return bool(worker.boxes)
             del ended  # while it waits, a worker keeps nothing alive
             worker.waiter.acquire(timeout=seconds)
-            with self.lock:
-                turns.idle.remove(worker.waiter)
 
     def follow_up(self, boxes: list[Mailbox]) -> None:
         """After turns: wake other workers and the listener, announce losses, ring the bell. Without the lock."""

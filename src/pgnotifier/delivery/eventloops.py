@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from contextvars import Context, ContextVar
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .calls import Calls
@@ -46,6 +47,7 @@ class Batch:
         with self._dispatcher.lock:
             self.box.owner = self
             self.box.to(AWAITING)
+        self._calls.callers.add(self)
         try:
             self.loop.call_soon_threadsafe(self._step, context=Context())
         except RuntimeError as error:
@@ -82,7 +84,7 @@ class Batch:
         call = [self._dispatcher]
         calling.set(call)
         _, payload, pid = self.items.popleft()  # not before: a task that is cancelled before it begins loses nothing
-        self.begun = True
+        self.begun, box.began = True, monotonic()
         try:
             if isinstance(hand, Run):
                 await sub.fn(box.id, hand.channel, payload, pid)  # type: ignore[misc]
@@ -100,6 +102,8 @@ class Batch:
                 raise
         finally:
             call.clear()
+            if box.owner is self:
+                box.began = 0.0
 
     def notice(self) -> None:
         """Take the mailbox back if the event loop is closed; the call that was under way has failed. Any thread."""
@@ -113,6 +117,7 @@ class Batch:
         """Give the mailbox back, with what was not begun, or an `on_listen` that did not return."""
         box, hand = self.box, self.hand
         self.begun, self.task = False, None
+        self._calls.callers.discard(self)
         with self._dispatcher.lock:
             if box.owner is not self:
                 return

@@ -84,6 +84,7 @@ class Mailbox:
     rest: Entry | None = None  # what of the hand its executor could not handle
     held: int = 0  # notifications in hand whose call has not begun, as counted when they were taken
     turn: int = 8  # notifications to take at a time: more if the callback is fast
+    began: float = 0.0  # monotonic seconds when the call under way began; 0 if none is
     owner: Owner | None = None  # the executor that has it, if that wants to hear of what comes
     attempt: int = 0  # failed calls of on_listen
     resume_at: float = 0.0  # monotonic seconds, when it is called again

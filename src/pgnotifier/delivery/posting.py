@@ -63,7 +63,8 @@ class Posting:
             while end < size and channels[end] == channel:
                 end += 1
             with turns.lock:
-                self.resume()
+                if self.blocking:
+                    self.resume()
                 route, fit = self.plan(channel, end - done) if turns.running else (((), ()), end - done)
                 everything, latest = route if fit else ((), ())
                 if everything or latest:
@@ -82,9 +83,7 @@ class Posting:
         return size, 0.0
 
     def resume(self) -> None:
-        """The listener comes again: account for its wait, if it has waited for room."""
-        if not self.blocking:
-            return
+        """The listener comes again: account for its wait for room."""
         moment = monotonic()
         slow = [b.rate.since is not None and b.rate.is_fast(moment, b.taken) is False for b in self.blocking]
         for box in self.blocking:

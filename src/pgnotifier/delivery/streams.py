@@ -57,11 +57,12 @@ class Home(Protocol):
 class _Hand:
     """A run that has been taken out of the mailbox, and the places that no reader has had."""
 
-    __slots__ = ("box", "calls", "dispatcher", "places", "run")
+    __slots__ = ("box", "calls", "dispatcher", "last", "places", "run")
 
     def __init__(self, dispatcher: Dispatcher, calls: Calls, box: Mailbox, run: Run) -> None:
         self.dispatcher, self.calls, self.box, self.run = dispatcher, calls, box, run
         self.places = iter(range(run.start, run.stop))  # one operation of C gives each to one reader
+        self.last = run.stop - 1
 
 
 class Pull:
@@ -96,11 +97,11 @@ class Pull:
             if hand is not None and place is not None:
                 run = hand.run
                 payload = hand.calls.own_payload(run, place)
-                if payload is FAILED or place + 1 == run.stop:
+                if payload is FAILED or place == hand.last:
                     self._settle(hand, place, payload is FAILED)
-                if payload is FAILED:
-                    continue
-                return Notification(run.channel, payload, run.notifications[place][2])
+                    if payload is FAILED:
+                        continue
+                return tuple.__new__(Notification, (run.channel, payload, run.notifications[place][2]))
             dispatcher, calls = self._home._delivery()
             if dispatcher.lock._is_owned():  # by what a signal handler or finalizer has interrupted
                 return None
@@ -227,7 +228,7 @@ class Stream(Keyed):
 
     def __next__(self) -> Event:
         try:
-            return self.get()
+            return self.pull.next() or self.get()
         except StreamClosed:
             raise StopIteration from None
 

@@ -25,6 +25,7 @@ class Worker:
 
     most: int = 1  # mailboxes that it takes at a time
     boxes: list[Mailbox] = field(default_factory=list)  # that it has
+    box: Mailbox | None = None  # whose calls it makes now
     delivered: int = 0  # calls that ended well
     waiter: Any = field(default_factory=allocate_lock)
 
@@ -112,6 +113,8 @@ class Turns:
 
         Otherwise it becomes idle: returns after how many seconds it has to come again, -1 for never.
         """
+        if worker.waiter in self.idle:
+            self.idle.remove(worker.waiter)
         for box in worker.boxes:
             self.end(box)
         self.delivered += worker.delivered

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .. import threads
@@ -57,6 +57,11 @@ class Workers:
         """Whether no worker is left, and no call is under way on an event loop. Any thread."""
         return not self._alive and not busy(tuple(self._dispatcher.boxes.values()))
 
+    @property
+    def missing(self) -> int:
+        """How many of the threads that should run do not. Any thread."""
+        return self._count - sum(thread.is_alive() for thread in tuple(self._alive.values()))
+
     def has_caller(self) -> bool:
         """Whether the current thread is a worker, or runs an event loop that makes calls or is about to.
 
@@ -69,6 +74,7 @@ class Workers:
     def _work(self, number: int) -> None:
         dispatcher, me = self._dispatcher, threading.current_thread()
         worker = Worker(MAX_TURNS if self._count == 1 else 1)
+        self.calls.callers.add(worker)
         while self._alive.get(number) is me:
             if not dispatcher.next(worker):
                 with dispatcher.lock:
@@ -77,6 +83,7 @@ class Workers:
                 continue
             began, count = perf_counter(), len(worker.boxes)
             for box in tuple(worker.boxes):
+                worker.box = box
                 if count > 1:
                     box.held = 0
                 hand, sub = box.hand, box.sub
@@ -92,7 +99,9 @@ class Workers:
                 box.turn = max(1, box.turn // 2)
             elif seconds < QUICK and box.turn < MAX_TURN:
                 box.turn = min(MAX_TURN, box.turn * 2)
+            worker.box = None
             del box, hand, sub  # they would be kept alive while the worker waits
+        self.calls.callers.discard(worker)
         dispatcher.turns.bell.ring()
 
     def _turn(self, worker: Worker, box: Mailbox, hand: Entry | None, sub: Subscription | None) -> None:
@@ -122,6 +131,7 @@ class Workers:
                 fn = sub.fn
             notification = notifications[place]
             payload = UNKNOWN
+            box.began = monotonic()
             try:
                 if payloads is None:
                     payload = decode(notification[1])
@@ -140,16 +150,19 @@ class Workers:
                     calls.undecodable(run, place, error)
                 else:
                     calls.failed(box, channel, error)
+        box.began = 0.0
         return delivered
 
     def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription) -> None:
         """Call `on_listen`; if it fails, the call is left for later."""
+        box.began = monotonic()
         try:
             if sub.on_listen is not None:
                 refuse_coroutine(sub.on_listen(box.id, call.channel, call.gap))
         except BaseException as error:
             self.calls.failed(box, call.channel, error)
             box.rest = call
+        box.began = 0.0
 
 
 def refuse_coroutine(result: object) -> None:

@@ -33,6 +33,7 @@ class AsyncMemoryNotifier(AsyncNotifier):
         max_pending: int = 100_000,
         heartbeat: float | None = 10.0,
         retry_delay: tuple[float, float] = (0.1, 30.0),
+        connect_wait: float = 0.0,
         server: MemoryServer | None = None,
     ) -> None:
         self._memory = MemoryNotifier(
@@ -43,6 +44,7 @@ class AsyncMemoryNotifier(AsyncNotifier):
             heartbeat=heartbeat,
             retry_delay=retry_delay,
             autostart=False,
+            connect_wait=connect_wait,
             server=server or self._default_server,
         )
         self.server: MemoryServer = self._memory.server

@@ -52,6 +52,7 @@ class PGconn:
     """The side of `psycopg.pq`. `channels` are those that it listens to, `door` is the way it came in."""
 
     ssl_in_use = False
+    user, host, port, db = b"test", b"memory", b"0", b"test"
 
     def __init__(self, backend: Backend, pid: int, door: object) -> None:
         self._backend = backend

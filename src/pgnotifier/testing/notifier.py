@@ -46,6 +46,7 @@ class MemoryNotifier(Notifier):
         retry_delay: tuple[float, float] = (0.1, 30.0),
         daemon: bool = True,
         autostart: bool = True,
+        connect_wait: float = 0.0,
         server: MemoryServer | None = None,
     ) -> None:
         check_dbconf(dbconf)
@@ -62,6 +63,7 @@ class MemoryNotifier(Notifier):
             retry_delay=(0.0, 0.0),
             daemon=daemon,
             autostart=autostart,
+            connect_wait=connect_wait,
         )
         self._sender = Sender(cast(DbConf, lambda: self.server))
         with self.server.lock:
