@@ -108,7 +108,10 @@ class Consumer:
 
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""
-        self._stopping, self._session, self._token = True, None, CancelToken()
+        session, self._session = self._session, None
+        self._stopping, self._token = True, CancelToken()
+        if session is not None:
+            session.abandon()
 
     # -- its thread -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ So what is asked, and in which order, is written once.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
@@ -176,6 +177,13 @@ class Session:
             self._socket.shutdown(socket.SHUT_RDWR)
         if self._future is not None:
             self._future.cancel()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's connection. A callback that forked sends its end nowhere."""
+        with suppress(OSError, psycopg.Error):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, self.conn.pgconn.socket)
+            os.close(nowhere)
 
     def close(self) -> None:
         self.conn.pgconn.finish()
