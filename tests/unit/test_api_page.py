@@ -144,9 +144,8 @@ EXPECTED, SAID = there_is(), page_says()
 
 def test_the_page_has_every_public_name() -> None:
     missing = {name: entry for name, entry in EXPECTED.items() if name not in SAID}
-    assert not missing, (
-        "docs/api.md lacks these; add a fence of `pyi` with each, and say what it does:\n"
-        + "\n".join(f"    {name}: {entry}" for name, entry in missing.items())
+    assert not missing, "docs/api.md lacks these; add a fence of `pyi` with each, and say what it does:\n" + "\n".join(
+        f"    {name}: {entry}" for name, entry in missing.items()
     )
 
 
