@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-Reason = Literal["connection", "stopped", "muted", "overflow"]
+Reason = Literal["connection", "stopped", "muted", "overflow", "trimmed", "restored", "channels"]
 
-GRAVEST_FIRST: tuple[Reason, ...] = ("connection", "stopped", "muted", "overflow")
+GRAVEST_FIRST: tuple[Reason, ...] = ("connection", "stopped", "muted", "overflow")  # the others are the journal's
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class Gap:
 
     - `channel`: its name.
     - `reason`: `"connection"` (it was lost), `"stopped"`, `"muted"` or `"overflow"` (the subscriber was too slow); of
-      causes that overlap, the first of these.
+      causes that overlap, the first of these. A consumer of the journal is told of others: `"trimmed"`, `"restored"`
+      and `"channels"` (guarantee 18).
     - `since`, `until`: aware UTC datetimes, `since <= until`; all before `since` was heard, and all after `until` is.
     - `dropped`: how many were thrown away, or None where that can't be known.
     - `error`: what ended the connection, or None.

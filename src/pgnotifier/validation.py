@@ -127,14 +127,14 @@ def make_subscription(
     fn: Callback, on_listen: OnListen | None, deliver: str, loop: asyncio.AbstractEventLoop | None
 ) -> Subscription:
     """What `subscribe` was given, with the event loop that its coroutine functions run on."""
-    _check_callback("a callback", fn, ("id", "channel", "payload", "pid"))
+    check_callback("a callback", fn, ("id", "channel", "payload", "pid"))
     if on_listen is not None:
-        _check_callback("on_listen", on_listen, ("id", "channel", "gap"))
+        check_callback("on_listen", on_listen, ("id", "channel", "gap"))
     check_deliver(deliver)
     if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
         raise TypeError(f"loop must be an event loop, not {shown(loop)}")
-    awaits = _runs(fn, inspect.iscoroutinefunction)
-    tells_by_awaiting = _runs(on_listen, inspect.iscoroutinefunction)
+    awaits = runs(fn, inspect.iscoroutinefunction)
+    tells_by_awaiting = runs(on_listen, inspect.iscoroutinefunction)
     if loop is None and (awaits or tells_by_awaiting):
         try:
             loop = asyncio.get_running_loop()
@@ -146,11 +146,11 @@ def make_subscription(
     return Subscription(fn, False, on_listen, deliver == "latest", loop, awaits, tells_by_awaiting)
 
 
-def _check_callback(what: str, f: object, arguments: tuple[str, ...]) -> None:
+def check_callback(what: str, f: object, arguments: tuple[str, ...]) -> None:
     """Raise TypeError if `f` cannot be called with these arguments, or if a call would not run its body."""
     if not callable(f):
         raise TypeError(f"{what} must be callable, not {shown(f)}")
-    if _runs(f, inspect.isgeneratorfunction) or _runs(f, inspect.isasyncgenfunction):
+    if runs(f, inspect.isgeneratorfunction) or runs(f, inspect.isasyncgenfunction):
         raise TypeError(f"{what} must not be a generator function, because a call does not run its body: {shown(f)}")
     lasting = isinstance(f, BuiltinFunctionType) and isinstance(f.__self__, ModuleType)  # such as `print`
     try:
@@ -171,7 +171,7 @@ def _signature(f: Callable[..., object]) -> inspect.Signature:
     return inspect.signature(f, follow_wrapped=False)  # what is called is the wrapper
 
 
-def _runs(f: object, kind: Callable[[Any], bool]) -> bool:
+def runs(f: object, kind: Callable[[Any], bool]) -> bool:
     """Whether a call of `f` runs a function of that kind: `f`, what it is a partial of, or either's `__call__`."""
     while isinstance(f, partial):
         f = f.func

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -26,6 +27,17 @@ def run(*args: str, stdin: str = "", without: str = "", **env: str) -> tuple[int
     me = [sys.executable, "-c", WITHOUT.format(without)] if without else ME
     done = subprocess.run([*me, *args], input=stdin, capture_output=True, text=True, timeout=60, env=environ(**env))
     return done.returncode, done.stdout, done.stderr
+
+
+def examine(dsn: str, **options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit status of `doctor`, and its checks by name."""
+    code, out, err = run("doctor", "--json", "--dsn", dsn, **options)
+    assert err == ""
+    checks = [json.loads(line) for line in out.splitlines()]
+    for check in checks:
+        assert list(check) == ["check", "verdict", "detail", "remedy", "facts"]
+        assert check["verdict"] == "ok" or check["remedy"]
+    return code, {check["check"]: check for check in checks}
 
 
 @contextlib.contextmanager

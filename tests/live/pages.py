@@ -34,6 +34,7 @@ from psycopg.conninfo import conninfo_to_dict
 from conftest import until
 from pgnotifier import lifecycle
 from pgnotifier.cli import main as cli
+from pgnotifier.cli.arguments import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)])
@@ -165,6 +166,8 @@ def command(line: str, database: str) -> None:
             timeout=60,
         )
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+    if ">" in words:  # into a file
+        del words[words.index(">") :]
     while words:
         end = next((k for k, word in enumerate(words) if word in ("|", "&&")), len(words))
         known(words[:end])
@@ -181,7 +184,7 @@ def known(words: list[str]) -> None:
         del words[0]
     if words[:1] == ["pgnotifier"]:
         if words[-1] not in ("--help", "--version"):
-            cli._parser().parse_args(words[1:])
+            make_parser(cli.RUNS).parse_args(words[1:])
     elif "pip" in words:
         for extra in re.findall(r"(?:pgnotifier|\.)\[(\w+)\]", " ".join(words)):
             assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE), words

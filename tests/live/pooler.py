@@ -17,9 +17,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
 class Pooler:
-    """Listens on `dsn`, hands on to `target`; close it at the end."""
+    """Listens on `dsn`, hands on to `target`; close it at the end.
 
-    def __init__(self, target: str, *, size: int = 10, session: bool = False) -> None:
+    `console`: the name of a database that answers any query with that text, as a pooler's own does. A text that
+    begins with FATAL is an error at login, in every database but the target's.
+    """
+
+    def __init__(
+        self, target: str, *, size: int = 10, session: bool = False, console: tuple[str, str] = ("", "")
+    ) -> None:
+        self._console = console
         conf = conninfo_to_dict(target)
         self._host, self._port = str(conf["host"]), conf.get("port") or 5432
         self._session = session
@@ -47,6 +54,8 @@ class Pooler:
         server: socket.socket | None = None
         with contextlib.suppress(OSError, EOFError), client:
             startup = self._startup(client)
+            if self._answers_itself(client, startup):
+                return
             server, greeting = self._connect(startup)
             client.sendall(greeting)
             if not self._session:
@@ -70,6 +79,35 @@ class Pooler:
         if server is not None:  # the client has left in mid-transaction: nobody else may have this session
             server.close()
             self._free.release()
+
+    def _answers_itself(self, client: socket.socket, startup: bytes) -> bool:
+        fields = startup[8:].split(b"\0")
+        database = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"database", b"").decode()
+        name, text = self._console
+        if not name or database not in ("pgbouncer", "admin", "console"):
+            return False
+        if text.startswith("FATAL"):
+            client.sendall(self._packet(b"E", b"SFATAL\0C08P01\0M" + text[6:].strip().encode() + b"\0\0"))
+        elif database != name:
+            client.sendall(self._packet(b"E", f"SFATAL\0C3D000\0Mdatabase {database} does not exist\0\0".encode()))
+        else:
+            client.sendall(self._packet(b"R", b"\0\0\0\0") + self._packet(b"Z", b"I"))
+            self._message(client)
+            column = b"version\0" + struct.pack("!ihihih", 0, 0, 25, -1, -1, 0)
+            row = struct.pack("!hi", 1, len(text)) + text.encode()
+            client.sendall(
+                self._packet(b"T", struct.pack("!h", 1) + column)
+                + self._packet(b"D", row)
+                + self._packet(b"C", b"SHOW\0")
+                + self._packet(b"Z", b"I")
+            )
+            with contextlib.suppress(EOFError):
+                self._message(client)
+        return True
+
+    @staticmethod
+    def _packet(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("!i", len(body) + 4) + body
 
     def _release(self, server: socket.socket) -> None:
         self._idle.append(server)

@@ -113,7 +113,8 @@ def test_a_lost_connection_is_shown_and_taken_up_again(
     server: str, sender: psycopg.Connection[Any], channel: str
 ) -> None:
     """Guarantee 10 through the command line: disconnected, reconnected, the gap, and what comes then."""
-    with started("listen", "--json", "-d", server, channel) as process:
+    others = [f"{channel}{n}" for n in range(3)]
+    with started("listen", "--json", "-d", server, channel, *others) as process:
         assert process.stdout is not None
         listening(process)
         ended = sender.execute(
@@ -121,13 +122,12 @@ def test_a_lost_connection_is_shown_and_taken_up_again(
             (channel,),
         )
         assert ended.fetchall() == [(True,)]
-        events: list[dict[str, Any]] = []
-        while {e["event"] for e in events} != {"disconnected", "reconnected", "gap"}:
-            events.append(json.loads(process.stdout.readline()))
+        events: list[dict[str, Any]] = [json.loads(process.stdout.readline()) for _ in range(3)]
+        assert [event["event"] for event in events] == ["disconnected", "reconnected", "gap"]
         send(sender, channel, "after")
         assert json.loads(process.stdout.readline())["payload"] == "after"
-    (gap,) = [e for e in events if e["event"] == "gap"]
-    assert (gap["channel"], gap["reason"]) == (channel, "connection")
+    gap = events[-1]
+    assert (gap["channels"], gap["reason"]) == ([channel, *others], "connection")
     assert datetime.fromisoformat(gap["since"]) <= datetime.fromisoformat(gap["until"])
 
 
@@ -143,6 +143,8 @@ def test_a_terminal_has_colours_and_a_counter(server: str, sender: psycopg.Conne
         assert "x" * 300 in text  # not cut at the edge
         assert "\\x1b[2J" in text
         assert f"{ESCAPE}[2J" not in text  # a payload commands no terminal
+        assert f"listening to {channel} (Ctrl-C ends)" not in text  # the live line says it
+        assert f"listening to {channel}: 2 received (Ctrl-C ends)" in text
         terminal.process.send_signal(signal.SIGINT)
         assert "Traceback" not in terminal.ended()
         assert terminal.process.returncode == 130

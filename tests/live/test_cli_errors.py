@@ -38,6 +38,12 @@ def test_no_server_is_one_line_that_says_what_to_do(args: list[str]) -> None:
         (["notify", "c", b"\xff"], "UTF-8"),
         (["notify", "c", '{"id":', "42}"], "pgnotifier notify --help"),
         (["notify", "c", '{"id":', "42}"], "(quote what holds spaces)"),
+        (["trigger"], "TABLE"),
+        (["trigger", "a b"], "not the name of a table: 'a b'"),
+        (["trigger", "a.b.c"], "write orders, app.orders or"),
+        (["trigger", "x" * 64], "at most 63 bytes, not 64"),
+        (["trigger", "t", "--channel", ""], "empty"),
+        (["completion", "fish"], "'bash', 'zsh'"),
         (["listen", "c", "--jsn"], "pgnotifier listen --help"),
         (["listen", "c", "-d", "hots=x"], "hots"),
         (["listen", "c", "-d", "password=hunter22 secret"], "neither a URI"),
@@ -67,7 +73,7 @@ def test_a_line_that_cannot_be_sent_is_named(server: str, sender: psycopg.Connec
 
 
 def test_help_has_examples_and_ends_well_in_a_closed_pipe() -> None:
-    for args in ([], ["listen"], ["notify"], ["doctor"], ["demo"]):
+    for args in ([], ["listen"], ["notify"], ["trigger"], ["doctor"], ["demo"], ["completion"]):
         code, out, err = run(*args, "--help")
         assert (code, err) == (0, "")
         assert "examples:" in out
@@ -97,6 +103,9 @@ def test_without_extras(server: str) -> None:
     assert (code, err.count("\n")) == (1, 1)
     assert "pip install 'pgnotifier[demo]'" in err
     assert run("doctor", "-d", server, without="rich")[0] == 0
+    assert run("trigger", "t", without="shtab")[0] == 0
+    code, out, err = run("completion", "bash", without="shtab")
+    assert (code, out, err) == (1, "", "pgnotifier: completion needs shtab: pip install shtab\n")
 
 
 def test_importing_the_library_brings_no_command_line() -> None:

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from conftest import until
+from pgnotifier.cli.trigger import trigger_sql
 
 from .conftest import Database
 from .page import blocks, load
@@ -16,8 +17,8 @@ from .page import blocks, load
 
 @pytest.fixture
 def prices(database: Database) -> Iterator[Any]:
-    database.execute(blocks("trigger.md")["change.sql"])
     database.execute(blocks("cache.md")["prices.sql"])
+    database.execute(trigger_sql("prices"))
     database.execute("insert into prices values ('tea', 1), ('rum', 1)")
     module = load("cache.md", "prices.py", "use", DSN=database.dsn)
     yield module["prices"]
@@ -41,6 +42,10 @@ def test_it_follows_every_change(database: Database, prices: Any) -> None:
     database.execute("insert into prices values ('last', 0)")
     until(lambda: "last" in prices.by_item)
     assert prices.by_item["tea"] == 3
+    database.execute("update prices set item = 'last but one' where item = 'last'")
+    until(lambda: right(database, prices))
+    database.execute("truncate prices")
+    until(lambda: prices.by_item == {})
 
 
 def test_it_is_right_after_its_session_was_killed(database: Database, prices: Any) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypedDict
 
+from psycopg import AsyncConnection, Connection
 from pyrsistent import PMap, pmap
 from typing_extensions import assert_never, assert_type
 
@@ -28,6 +29,7 @@ from pgnotifier import (
     encode,
     filterkv,
 )
+from pgnotifier.journal import AsyncConsumer, Consumer, Entry, Journal
 from pgnotifier.types import (
     AsyncCallback,
     AsyncOnListen,
@@ -320,3 +322,38 @@ names: PMap[str, int] = pmap({"a": 1})
 assert_type(assoc_in(names, ["b"], 2), PMap[str, int])
 assert_type(dissoc_in(names, ["a"]), PMap[str, int])
 assert_type(filterkv(names, lambda key, value, least: value >= least, 1), PMap[str, int])
+
+
+# -- the journal ----------------------------------------------------------------------------------------------------
+
+
+def delivered(entry: Entry, conn: Connection[Any]) -> None:
+    assert_type(entry.id, int)
+    assert_type(entry.at, datetime)
+    conn.execute("select %s", [entry.payload["id"]])
+
+
+async def delivered_there(entry: Entry, conn: AsyncConnection[Any]) -> None:
+    await conn.execute("select %s", [entry.channel])
+
+
+def lost(name: str, channel: str, gap: Gap) -> None: ...
+
+
+def gives_up(entry: Entry, error: BaseException, tries: int) -> bool:
+    return tries > 3
+
+
+def keeps_a_journal(n: Notifier, journal: Journal, conn: Connection[Any]) -> None:
+    assert_type(journal.publish("orders", {"id": 1}), int)
+    assert_type(journal.publish("orders", {"id": 1}, conn), int)
+    consumer = journal.consume(n, "a", "orders", delivered, start="beginning", on_gap=lost, on_error=gives_up)
+    assert_type(consumer, Consumer)
+    with consumer:
+        consumer.status()["delivered"] + 1
+
+
+async def keeps_a_journal_there(n: AsyncNotifier, journal: Journal, conn: AsyncConnection[Any]) -> None:
+    assert_type(await journal.publish("orders", {"id": 1}, conn), int)
+    async with await journal.consume(n, "a", ["orders", "customers"], delivered_there, on_error="skip") as consumer:
+        assert_type(consumer, AsyncConsumer)

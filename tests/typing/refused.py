@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pgnotifier import Gap, Notifier
+from pgnotifier.journal import Journal
 from pgnotifier.types import AsyncCallback, Callback, DbConf
 
 # -- construction ---------------------------------------------------------------------------------------------------
@@ -94,3 +95,11 @@ def told(gap: Gap) -> None:
     gap.reason = "muted"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     if gap.reason == "lost":  # type: ignore[comparison-overlap]  # pyright: ignore[reportUnnecessaryComparison]
         pass
+
+
+# -- the journal ----------------------------------------------------------------------------------------------------
+
+
+def keeps(journal: Journal) -> None:
+    journal.consume(n, "a", "c", right)  # type: ignore[arg-type]  # pyright: ignore
+    journal.consume(n, "a", "c", print, start="end")  # type: ignore[call-overload]  # pyright: ignore

@@ -18,6 +18,7 @@ from pgnotifier.cli.views import Json, Plain, View
 
 SINCE = datetime(2026, 1, 5, 12, 0, 0, 500_000, tzinfo=timezone.utc)
 LOST = Gap("orders", "connection", SINCE, SINCE + timedelta(seconds=3), None, "server closed\nthe connection")
+LATE = Gap("customers", "connection", SINCE, SINCE + timedelta(seconds=4), None, "server closed\nthe connection")
 FULL = Gap("orders", "overflow", SINCE, SINCE + timedelta(seconds=3), 1234)
 EVENTS: list[dict[str, Any]] = [
     {"event": "disconnected", "error": "server closed\nthe connection"},
@@ -71,46 +72,69 @@ def shown(
 
 
 def script(heard: Any, listening: Any) -> None:
+    """The notifier calls `on_listen` before it reports that it is connected again."""
     listening("orders", None)
     heard("PGNOTIFIER", {"event": "connected"}, 0)
     heard("orders", "1")
-    for event in EVENTS:
-        heard("PGNOTIFIER", event, 0)
+    lost, again, refused = EVENTS
+    heard("PGNOTIFIER", lost, 0)
     heard("PGNOTIFIER", '{"event": "disconnected"}')  # sent by somebody: not asked for, and no event
+    listening("customers", LATE)
     listening("orders", LOST)
+    heard("PGNOTIFIER", again, 0)
+    heard("PGNOTIFIER", refused, 0)
     listening("orders", FULL)
     heard("orders", "2")
     heard("orders", "3")
 
 
 def test_json_keeps_gaps_and_events_in_their_place(capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = shown(capsys, Json(), script, count=2)
+    out, err = shown(capsys, Json(), script, count=2, channels=["orders", "customers"])
     got = [json.loads(line) for line in out]
     assert err == []
-    assert [x.get("event", x.get("payload")) for x in got] == [1, *[e["event"] for e in EVENTS], "gap", "gap", 2]
-    for event, line in zip(EVENTS, got[1:4], strict=True):
+    lost, again, refused = EVENTS
+    kinds = [lost["event"], again["event"], "gap", refused["event"], "gap"]
+    assert [x.get("event", x.get("payload")) for x in got] == [1, *kinds, 2]
+    for event, line in zip(EVENTS, [got[1], got[2], got[4]], strict=True):
         assert {k: v for k, v in line.items() if k != "time"} == event
-    assert {k: v for k, v in got[4].items() if k != "time"} == {
+    assert {k: v for k, v in got[3].items() if k != "time"} == {
         "event": "gap",
-        "channel": "orders",
+        "channels": ["customers", "orders"],
         "reason": "connection",
         "since": "2026-01-05T12:00:00.500000+00:00",
-        "until": "2026-01-05T12:00:03.500000+00:00",
+        "until": "2026-01-05T12:00:04.500000+00:00",
         "dropped": None,
         "error": "server closed\nthe connection",
     }
-    assert got[5]["dropped"] == 1234
+    assert (got[5]["channels"], got[5]["dropped"]) == (["orders"], 1234)
 
 
 def test_plain_keeps_gaps_and_events_off_the_stream(capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = shown(capsys, Plain(local_time=False), script, count=3)
+    out, err = shown(capsys, Plain(local_time=False), script, count=3, channels=["orders", "customers"])
     assert [line.split("  ")[1:] for line in out] == [["orders", "7", str(n)] for n in (1, 2, 3)]
-    lost, again, refused, gap, full = [line.split("  ", 1)[1] for line in err]
+    lost, again, gap, refused, full = [line.split("  ", 1)[1] for line in err]
     assert lost == "connection lost, connecting again: server closed the connection"
     assert again == "connected again after 3.0 s, attempt 4"
     assert refused == "channel_refused channel=x error=no"
-    assert gap.startswith("gap on orders: notifications may have been missed between ")
+    assert gap.startswith("gap on customers, orders: notifications may have been missed between ")
+    assert " and " + (SINCE + timedelta(seconds=4)).astimezone().strftime("%H:%M:%S.500") in gap
     assert full.startswith("gap on orders: 1,234 notifications were missed between ")
+
+
+def test_a_gap_comes_before_the_notification_that_follows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def late(heard: Any, listening: Any) -> None:
+        listening("orders", LOST)
+        heard("orders", "1")
+        heard("PGNOTIFIER", EVENTS[1], 0)
+        heard("orders", "2")
+
+    out, _ = shown(capsys, Json(), late, count=2)
+    assert [x.get("event", x.get("payload")) for x in map(json.loads, out)] == ["gap", 1, "reconnected", 2]
+
+
+def test_many_channels_are_counted() -> None:
+    gaps = [Gap(f"channel_{n:02}", "connection", SINCE, SINCE, None) for n in range(20)]
+    assert "gap on 20 channels: notifications" in Plain(local_time=False).gap(SINCE, gaps)[0][0]
 
 
 def test_the_system_channel_itself_may_be_listened_to(capsys: pytest.CaptureFixture[str]) -> None:

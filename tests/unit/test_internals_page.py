@@ -47,7 +47,7 @@ def test_the_table_of_files() -> None:
     named = [name for files, _ in table("Layout") for name in code(files)]
     assert len(named) == len({*named})
     found = set()
-    for path in SOURCE.rglob("*.py"):
+    for path in [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.sql")]:
         name = path.relative_to(SOURCE).as_posix()
         if not path.name.startswith("__"):
             found.add(next((d for d in ("cli/", "testing/") if name.startswith(d)), name))

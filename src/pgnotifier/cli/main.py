@@ -1,4 +1,4 @@
-"""The command line: arguments, dispatch, exit status (guarantee 14).
+"""The command line: dispatch and exit status (guarantee 14).
 
 0 is success, 1 a failure, 2 bad usage, 130 Ctrl-C. An error is one line on standard error, without a password in it.
 """
@@ -9,76 +9,20 @@ import argparse
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import psycopg
 
-from ..connection.sender import MAX_PAYLOAD_BYTES
 from ..errors import NotifierError
-from ..validation import check_channel
 from . import advice, commands, demo
+from .arguments import Run, make_parser, read_arguments
 from .terminal import Terminal, printable
+from .trigger import trigger_sql
 from .views import Json, Plain
-
-DESCRIPTION = "Listen to PostgreSQL's NOTIFY channels, send to them, find out what keeps them from working."
-EXAMPLES = """\
-examples:
-  pgnotifier demo                                      see it work, on a throw-away PostgreSQL
-  pgnotifier doctor --dsn postgresql://localhost/app   can this database LISTEN and NOTIFY?
-  pgnotifier listen orders customers                   a line per notification
-  pgnotifier notify orders '{"id": 42}'                send one
-
-Without --dsn the environment counts: PGHOST, PGPORT, PGUSER, PGDATABASE, PGPASSWORD, PGSERVICE, ~/.pgpass.
-exit status: 0 success, 1 failure, 2 bad usage, 130 Ctrl-C
-"""
-LISTEN = """\
-examples:
-  pgnotifier listen orders
-  pgnotifier listen orders customers --json | jq .payload
-  pgnotifier listen --count 1 orders && echo "something happened"
-
-A line is the time, the channel, the pid of the sender's session, the payload. With --json it is an object with
-"time" (ISO 8601, UTC), "channel", "payload" (decoded) and "pid"; gaps, lost and regained connections are objects with
-"event". Without --json those are lines on standard error. A lost connection is taken up again, for ever.
-"""
-NOTIFY = """\
-examples:
-  pgnotifier notify orders
-  pgnotifier notify orders '{"id": 42, "op": "INSERT"}'
-  pgnotifier notify orders -- --not-an-option
-  jq -c '.[]' orders.json | pgnotifier notify orders -
-
-The payload goes as it is given, up to 7999 bytes in UTF-8. With "-" every line of standard input is a notification
-of its own, an empty line an empty one, each committed before the next is sent.
-"""
-DOCTOR = """\
-examples:
-  pgnotifier doctor --dsn postgresql://ada@localhost/app
-  PGSERVICE=app pgnotifier doctor --json | jq 'select(.verdict != "ok")'
-
-Each check is ok, a warning or failed, with a remedy. Changes nothing in the database. The exit status is 1 where a
-check has failed.
-"""
-DEMO = """\
-examples:
-  pgnotifier demo
-  pgnotifier demo --dsn postgresql://localhost/app
-"""
-
-Run = Callable[[argparse.Namespace], int]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # A connection string in the wrong place is taken for a command, and may hold a password.
-        message = re.sub(r"(invalid choice: ).*(?:://|=).*( \(choose)", r"\1...\2", message)
-        self.exit(2, f"pgnotifier: {printable(message)} (try '{self.prog} --help')\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     dsn = ""
     try:
         try:
-            args = _arguments(argv)
-            dsn = args.dsn or ""
+            args = read_arguments(argv, RUNS)
+            dsn = args.dsn
             for name in ("pgnotifier", "psycopg"):  # the commands show what the log would say
                 logging.getLogger(name).addHandler(logging.NullHandler())
             run: Run = args.run
@@ -156,82 +100,28 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    args, rest = _parser().parse_known_args(argv)
-    if rest:
-        if rest[0].startswith("-"):
-            args.parser.error(f"unrecognized option: {rest[0].partition('=')[0]}")
-        args.parser.error("too many arguments (quote what holds spaces)")  # not shown: perhaps the rest of a password
-    return args
+def _trigger(args: argparse.Namespace) -> int:
+    Terminal().write([[(line, "")] for line in trigger_sql(args.table, args.channel).splitlines()])
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _make(_Parser, prog="pgnotifier", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("--version", action="version", version=f"pgnotifier {version('pgnotifier')}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-
-    def command(name: str, run: Run, text: str, epilog: str) -> argparse.ArgumentParser:
-        description = f"{text[0].upper()}{text[1:]}."
-        made = _make(subparsers.add_parser, name, help=text, description=description, epilog=epilog)
-        made.set_defaults(run=run, parser=made)
-        made.add_argument(
-            "-d", "--dsn", type=_dsn, default="", help="a URI or key=value pairs; else libpq's environment"
-        )
-        return made
-
-    listen = command("listen", _listen, "write a line for every notification", LISTEN)
-    listen.add_argument("channel", metavar="CHANNEL", nargs="+", type=_channel, help="its name, case and all")
-    listen.add_argument("--json", action="store_true", help="one JSON object a line")
-    listen.add_argument("-n", "--count", type=_count, metavar="N", help="end after N notifications")
-    listen.add_argument("-q", "--quiet", action="store_true", help="don't say that listening has begun")
-
-    notify = command("notify", _notify, "send a notification, or one for every line of standard input", NOTIFY)
-    notify.add_argument("channel", metavar="CHANNEL", type=_channel, help="its name, case and all")
-    notify.add_argument("payload", metavar="PAYLOAD", nargs="?", default="", type=_payload, help='"-": read stdin')
-
-    check = command("doctor", _doctor, "check a database for all that keeps LISTEN from working", DOCTOR)
-    check.add_argument("--json", action="store_true", help="one JSON object a check")
-
-    command("demo", _demo, "show the main job on a throw-away PostgreSQL, or on --dsn", DEMO)
-    return parser
+def _completion(args: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError:
+        raise advice.CommandFailed("completion needs shtab: pip install shtab") from None
+    Terminal().write([[(shtab.complete(make_parser(RUNS), args.shell), "")]])
+    return 0
 
 
-def _make(make: Callable[..., argparse.ArgumentParser], *args: str, **options: object) -> argparse.ArgumentParser:
-    return make(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
-
-
-def _dsn(text: str) -> str:
-    with _as_usage():
-        return advice.check_dsn(text)
-
-
-def _channel(text: str) -> str:
-    with _as_usage():
-        return check_channel(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _payload(text: str) -> str:
-    with _as_usage():
-        size = len(text.encode())
-    if size > MAX_PAYLOAD_BYTES:
-        raise argparse.ArgumentTypeError(f"at most {MAX_PAYLOAD_BYTES} bytes, not {size}: send a key instead")
-    return text
-
-
-class _as_usage(contextlib.AbstractContextManager[None]):
-    """A ValueError of the block is bad usage, with its own text."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UnicodeError):
-            raise argparse.ArgumentTypeError("not UTF-8")
-        if isinstance(error, ValueError):
-            raise argparse.ArgumentTypeError(str(error))
+RUNS: dict[str, Run] = {
+    "listen": _listen,
+    "notify": _notify,
+    "trigger": _trigger,
+    "doctor": _doctor,
+    "demo": _demo,
+    "completion": _completion,
+}
 
 
 def _silence_stdout() -> None:

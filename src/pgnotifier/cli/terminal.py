@@ -47,7 +47,15 @@ class Terminal:
         self.interactive: bool = _isatty(sys.stdout)
         self._out = _console(sys.stdout)
         self._err = _console(sys.stderr)
-        self._live: Any = None  # the console that a live line stands on
+        # A standard output that goes into a pipe may end on this same terminal, so standard error shows the live line
+        # only if standard output is a file.
+        self._host: Any = self._out or (self._err if _isfile(sys.stdout) else None)  # the console for a live line
+        self._live: Any = None  # that console, while the line stands on it
+
+    @property
+    def has_live_line(self) -> bool:
+        """Whether `waiting` shows its text."""
+        return self._host is not None
 
     def write(self, lines: Sequence[Line]) -> None:
         """Lines to standard output, at once. Raises OSError, `BrokenPipeError` among them."""
@@ -61,10 +69,9 @@ class Terminal:
     def waiting(self, text: Callable[[], str]) -> Iterator[None]:
         """Show `text()`, kept current, while the block runs; nothing where no terminal is there to see it.
 
-        `text` is called from a thread of rich's. A standard output that goes into a pipe may end on this same
-        terminal, so standard error shows the line only where standard output is a file.
+        `text` is called from a thread of rich's.
         """
-        console = self._out or (self._err if _isfile(sys.stdout) else None)
+        console = self._host
         if console is None:
             yield
             return
@@ -114,7 +121,8 @@ def _console(stream: Any) -> Any:
         from rich.console import Console
     except ImportError:
         return None
-    return Console(file=stream, highlight=False, markup=False, emoji=False)
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    return None if console.is_dumb_terminal else console
 
 
 def _put(console: Any, stream: Any, lines: Sequence[Line]) -> None:

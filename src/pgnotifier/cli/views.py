@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol
 
@@ -20,8 +20,8 @@ class View(Protocol):
     def notification(self, at: datetime, channel: str, text: str, value: Any, pid: int) -> Line:
         """One notification; `value` is `text` decoded."""
 
-    def gap(self, at: datetime, gap: Gap) -> Line:
-        """A stretch in which notifications may have been missed."""
+    def gap(self, at: datetime, gaps: Sequence[Gap]) -> Line:
+        """The gaps of one loss, one for each channel: a period in which notifications may have been missed."""
 
     def event(self, at: datetime, event: Mapping[str, Any]) -> Line:
         """An event of the notifier's own (guarantee 6)."""
@@ -44,14 +44,15 @@ class Plain:
             (printable(text), ""),
         ]
 
-    def gap(self, at: datetime, gap: Gap) -> Line:
+    def gap(self, at: datetime, gaps: Sequence[Gap]) -> Line:
+        gap = _joined(gaps)
         missed = "notifications" if gap.dropped is None else f"{gap.dropped:,} notifications"
         if gap.reason != "overflow":
             missed += " may have been"
         else:
             missed += " were"
         between = f"between {self._clock(gap.since)} and {self._clock(gap.until)}"
-        return self._line(at, f"gap on {gap.channel}: {missed} missed {between} ({gap.reason})")
+        return self._line(at, f"gap on {listed(g.channel for g in gaps)}: {missed} missed {between} ({gap.reason})")
 
     def event(self, at: datetime, event: Mapping[str, Any]) -> Line:
         match event["event"]:
@@ -89,11 +90,12 @@ class Json:
         line = f'{{"time": "{_iso(at)}", "channel": {_to_json(channel)}, "payload": {payload}, "pid": {pid}}}'
         return [(line, "")]
 
-    def gap(self, at: datetime, gap: Gap) -> Line:
+    def gap(self, at: datetime, gaps: Sequence[Gap]) -> Line:
+        gap = _joined(gaps)
         return self._line(
             at,
             event="gap",
-            channel=gap.channel,
+            channels=[g.channel for g in gaps],
             reason=gap.reason,
             since=_iso(gap.since),
             until=_iso(gap.until),
@@ -106,6 +108,18 @@ class Json:
 
     def _line(self, at: datetime, **fields: Any) -> Line:
         return [(json.dumps({"time": _iso(at), **fields}, ensure_ascii=False, default=str), "")]
+
+
+def listed(names: Iterable[str]) -> str:
+    """The channels on one line, or how many there are."""
+    known = list(names)
+    text = printable(", ".join(known))
+    return text if len(text) <= 60 else f"{len(known)} channels"
+
+
+def _joined(gaps: Sequence[Gap]) -> Gap:
+    """Return one gap that covers all of them; only its channel means nothing."""
+    return replace(gaps[0], since=min(gap.since for gap in gaps), until=max(gap.until for gap in gaps))
 
 
 def _iso(at: datetime, timespec: str = "microseconds") -> str:
@@ -126,8 +140,8 @@ class Check:
 def check_lines(check: Check) -> list[Line]:
     """A line with the verdict, and one with the remedy."""
     lines: list[Line] = [
-        [(f"{check.verdict:9}", check.verdict), (f"{check.check:11}", "heading"), (printable(check.detail), "")]
+        [(f"{check.verdict:9}", check.verdict), (f"{check.check:13}", "heading"), (printable(check.detail), "")]
     ]
     if check.remedy is not None:
-        lines.append([(f"{'':9}{'':11}", ""), (f"-> {printable(check.remedy)}", "dim")])
+        lines.append([(f"{'':9}{'':13}", ""), (f"-> {printable(check.remedy)}", "dim")])
     return lines

@@ -27,15 +27,22 @@ SEND_TIMEOUT = 10.0  # seconds for the whole of it
 UNDONE = ("57P01", "57P02", "57P05")
 
 
-def payload_bytes(payload: object) -> bytes:
-    """What goes over the wire: a str as it is. Raises `PayloadTooLong`, `TypeError`, `ValueError`."""
+def payload_text(payload: object) -> str:
+    """What is sent or stored: a str as it is, anything else encoded. Raises `TypeError`, `ValueError`."""
     text = str.__str__(payload) if issubclass(type(payload), str) else encode(payload)
     if "\0" in text:
         raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
     try:
-        data = text.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"a payload must not hold a lone surrogate: {text!r:.100}") from None
+    return text
+
+
+def payload_bytes(payload: object) -> bytes:
+    """What goes over the wire. Raises `PayloadTooLong`, `TypeError`, `ValueError`."""
+    text = payload_text(payload)
+    data = text.encode()
     if len(data) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLong(
             f"a payload must be at most {MAX_PAYLOAD_BYTES} bytes in UTF-8, not {len(data)}; send a key by which "

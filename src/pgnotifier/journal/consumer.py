@@ -1,0 +1,249 @@
+"""Consumers: the thread that waits for the name to be free, and then for what is published (guarantee 18)."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+from types import TracebackType
+from typing import TypedDict
+
+import psycopg
+
+from .. import lifecycle, threads
+from ..calls import Call
+from ..connection import Abandoned, CancelToken
+from ..errors import StreamClosed
+from ..log import CRITICAL, ERROR, INFO, WARNING, describe, log
+from . import upkeep
+from .lease import POLL, Lease
+from .rounds import Order, Rounds
+from .seam import Seam
+from .sessions import CallFailed, Session, inside
+from .slices import Moved, Removed, TurnEnded, leads, stored
+
+CHANNEL = "pgnotifier_journal"  # on which the trigger of the table wakes consumers
+TRIM_EVERY = 60.0  # seconds
+TRIM_STEPS = 20  # at a time
+SERVER_SECONDS = 1.0  # that `stop` waits for the server
+BUSY = 0.05  # seconds until a position that somebody has locked is looked at again
+
+
+class ConsumerStatus(TypedDict):
+    """`Consumer.status()`. `active`: of the processes of that name, it is this one that consumes."""
+
+    name: str
+    running: bool
+    active: bool
+    delivered: int
+    failed: int
+    skipped: int
+    last_error: str | None
+
+
+class Consumer:
+    """Calls back for the entries of some channels, by name. Made by `Journal.consume`; runs until `stop()`.
+
+    It ends with its notifier too. `with` stops it at the end of the block.
+    """
+
+    def __init__(self, seam: Seam, order: Order) -> None:
+        self._seam, self._order = seam, order
+        self._token = CancelToken()
+        self._stopping = self._active = False
+        self._lease = Lease(order.dbconf, self._token, order.schema, order.name)
+        self._rounds = Rounds(seam, order, self._lease.holder, self._is_ending)
+        self._session: Session | None = None
+        self._last_error: str | None = None
+        self._trim_at, self._trim_after = monotonic(), 0
+        self._stream = seam.listen(CHANNEL, f"journal consumer {order.schema}.{order.name}")
+        lifecycle.watch_forks(self)
+        self._thread = threading.Thread(target=self._work, name=f"pgnotifier-consumer-{order.name}", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"<consumer {self._order.name!r} of {', '.join(map(repr, self._order.channels))}>"
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin; `Journal.consume` does it."""
+        threads.start(self._thread)
+
+    def status(self) -> ConsumerStatus:
+        """What it has done since it was made, as a plain dict."""
+        rounds = self._rounds
+        return {
+            "name": self._order.name,
+            "running": self._thread.is_alive() and not self._stopping,
+            "active": self._active,
+            "delivered": rounds.delivered,
+            "failed": rounds.failed,
+            "skipped": rounds.skipped,
+            "last_error": self._last_error or rounds.last_error,
+        }
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End it after the entry under way, keep what was delivered, and let another process have the name.
+
+        A callback that takes longer than `timeout` seconds loses its connection, so its entry comes again. Called in
+        a callback it does not wait. A no-op on a stopped consumer.
+        """
+        self._stopping = True
+        self._stream.close()
+        self._token.cancel()
+        if inside.get() is self:
+            return
+        threads.join(self._thread, min(timeout, SERVER_SECONDS))
+        session = self._session
+        if session is not None and session.in_call:
+            threads.join(self._thread, max(0.0, timeout - SERVER_SECONDS))
+        if (session := self._session) is not None:
+            session.interrupt()
+            threads.join(self._thread, SERVER_SECONDS)
+
+    def _forked(self) -> None:
+        """In a forked child: stopped, without touching the parent's session."""
+        self._stopping, self._session, self._token = True, None, CancelToken()
+
+    # -- its thread -----------------------------------------------------------------------------------------
+
+    def _is_ending(self) -> bool:
+        return self._stopping or not self._seam.notifier.is_running()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, whatever is published meanwhile. Raises `StreamClosed` at the end."""
+        deadline = monotonic() + seconds
+        while (left := deadline - monotonic()) > 0:
+            self._await_news(left)
+
+    def _await_news(self, seconds: float) -> None:
+        """Wait until something is published, or listening goes on after a loss; for `seconds` at most."""
+        try:
+            self._stream.get(seconds)
+        except TimeoutError:
+            return
+        while self._stream.poll() is not None:
+            pass
+
+    def _work(self) -> None:
+        attempt = 1
+        try:
+            while not self._is_ending():
+                began = monotonic()
+                try:
+                    with Session(self._order.dbconf, self._token, self._order.loop, self) as self._session:
+                        self._serve(self._session)
+                except (StreamClosed, Abandoned, Removed):
+                    raise
+                except Exception as error:
+                    if self._is_ending():
+                        return
+                    self._last_error = describe(error)
+                    if self._order.loop is not None and self._order.loop.is_closed():
+                        log(ERROR, "consumer %r ends: its event loop is closed", self._order.name)
+                        return
+                    log(WARNING, "consumer %r begins again: %s", self._order.name, self._last_error)
+                    attempt = self._seam.next_attempt(attempt, monotonic() - began)
+                    self._pause(self._seam.delay(attempt))
+        except (StreamClosed, Abandoned):
+            pass
+        except Removed as error:
+            self._last_error = str(error)
+            log(ERROR, "consumer %r ends: %s", self._order.name, error)
+        except BaseException as error:
+            log(CRITICAL, "consumer %r met %s: stopping", self._order.name, type(error).__name__)
+            self._seam.notifier.stop(0)
+        finally:
+            self._session = None
+            self._stream.close()
+            self._token.cancel()
+
+    def _serve(self, session: Session) -> None:
+        """Wait until the name is free, and consume, again and again."""
+        order = self._order
+        while not self._is_ending():
+            upkeep.prepare(session, order.schema)
+            session.run(stored(order.schema, order.name))
+            if not self._lease.take(session):
+                self._pause(POLL)
+                continue
+            self._active = True
+            log(INFO, "consumer %r is active here", order.name)
+            try:
+                self._lead(session)
+            finally:
+                self._active = False
+                self._lease.give_back(session)
+            if not self._is_ending():
+                log(INFO, "consumer %r is active elsewhere, or has other channels there", order.name)
+                self._pause(2 * POLL)
+
+    def _lead(self, session: Session) -> None:
+        """Consume until the lease, or the list of channels, is another process's."""
+        schema, name, channels = self._order.schema, self._order.name, self._order.channels
+        upkeep.register(session, schema, name, channels)
+        session.run(upkeep.prune(schema, name, channels))
+        position, tell, attempt = session.run(stored(schema, name)), True, 0
+        while not self._is_ending():
+            try:
+                if monotonic() >= self._trim_at:
+                    self._trim(session)
+                after = self._rounds.next(session, position, tell)
+            except Moved:
+                if not session.run(leads(schema, name, self._lease.holder, channels)):
+                    return
+                self._pause(BUSY)
+                position = session.run(stored(schema, name))
+                continue
+            except (CallFailed, TurnEnded, psycopg.Error) as error:
+                if session.is_broken:
+                    raise
+                attempt += 1
+                self._pause(self._rounds.recover(error, attempt))
+                continue
+            is_idle = after == position
+            position, tell, attempt = after, False, 0
+            if is_idle:
+                self._await_news(max(0.0, self._trim_at - monotonic()))
+
+    def _trim(self, session: Session) -> None:
+        """Look at some of the entries that are old, and go on there the next time."""
+        schema, self._trim_at = self._order.schema, monotonic() + TRIM_EVERY
+        keep = session.run(upkeep.state(schema)).keep
+        for _ in range(TRIM_STEPS if keep is not None else 0):
+            assert keep is not None
+            step = session.run(upkeep.trim(schema, keep, self._trim_after), transaction=True)
+            self._trim_after = step.after if step.more else 0
+            if not step.more or self._is_ending():
+                break
+
+
+class AsyncConsumer:
+    """A consumer whose notifier is an `AsyncNotifier`. `async with` stops it at the end of the block."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    def __repr__(self) -> str:
+        return repr(self._consumer)
+
+    async def __aenter__(self) -> AsyncConsumer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def status(self) -> ConsumerStatus:
+        """As `Consumer.status`."""
+        return self._consumer.status()
+
+    async def stop(self, timeout: float = 10.0) -> None:
+        """As `Consumer.stop`; also if the task is cancelled."""
+        call = Call(lambda: self._consumer.stop(timeout))
+        call.begin()
+        await call.wait()

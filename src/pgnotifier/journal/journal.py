@@ -1,0 +1,335 @@
+"""Journal: the tables, publishing, and who consumes (guarantee 18)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.resources import files
+from typing import Any, Literal, overload
+from uuid import uuid4
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg.sql import SQL, Identifier
+from psycopg.sql import Literal as Quoted
+
+from .. import lifecycle
+from ..aio import AsyncNotifier
+from ..calls import Call
+from ..connection import CancelToken, ended, payload_text
+from ..errors import StreamClosed
+from ..events import Notification
+from ..notifier import Notifier
+from ..types import Channels, DbConf
+from ..validation import check_channel, check_channels, check_dbconf
+from . import upkeep
+from .arguments import check_age, check_consumer, loop_for
+from .consumer import CHANNEL, AsyncConsumer, Consumer
+from .rounds import OnEntry, OnError, OnGap, Order
+from .seam import Seam
+from .sessions import Session, Statement, statement
+from .slices import NOTHING, Entry, tail
+
+VERSION = 1  # of the tables
+KEEP = timedelta(days=7)
+SAME_DATABASE_SECONDS = 5.0  # for the notifier to hear a notification
+MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
+MAX_IDLE = 4  # connections that are kept for the next call
+MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
+
+
+class Journal:
+    """Notifications that survive: a table, what is published in it, and consumers that are given all of it.
+
+    - `dbconf`: as of `Notifier`, for connections of the journal's own.
+    - `schema`: where its tables are.
+
+    Every method may be called from any thread. `with` closes idle connections at the end of the block.
+    """
+
+    def __init__(self, dbconf: DbConf = "", schema: str = "pgnotifier") -> None:
+        self._dbconf = check_dbconf(dbconf)
+        self._schema: str = check_channel(schema)  # the same limits
+        self._idle: deque[Session] = deque()
+        lifecycle.watch_forks(self)
+
+    def _forked(self) -> None:
+        """In a forked child: the parent's connections are not ours. psycopg leaves them open."""
+        self._idle = deque()
+
+    def __repr__(self) -> str:
+        return f"<journal in schema {self._schema!r}>"
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections. The journal can be used again."""
+        while self._idle:
+            self._idle.pop().close()
+
+    # -- the tables -----------------------------------------------------------------------------------------
+
+    def sql(self, keep: timedelta | None = KEEP) -> str:
+        """The SQL that `install` runs, to be read, or to be run by a migration."""
+        text = (files(__package__) / "journal.sql").read_text(encoding="utf-8")
+        names = {
+            "schema": Identifier(self._schema),
+            "schema_text": Quoted(self._schema),
+            "journal_text": Quoted(self._table),
+            "version": Quoted(VERSION),
+            "keep": Quoted(None if keep is None else check_age("keep", keep)),
+        }
+        for name, value in names.items():
+            text = text.replace(f"{{{name}}}", value.as_string(None))
+        return text
+
+    def install(self, keep: timedelta | None = KEEP) -> None:
+        """Make the tables and functions, or bring them up to date. It can be called again, by several at a time.
+
+        `keep`: how long entries stay that every consumer has had; None keeps them for ever. The value of the latest
+        call counts. Raises `psycopg.Error`; nothing has changed then.
+        """
+        sql = self.sql(keep)
+        with Session(self._dbconf, CancelToken()) as session:
+            assert isinstance(session.conn, psycopg.Connection)
+            session.conn.execute(sql.encode())
+
+    @overload
+    def publish(self, channel: str, payload: object = "", conn: psycopg.Connection[Any] | None = None) -> int: ...
+    @overload
+    def publish(self, channel: str, payload: object, conn: psycopg.AsyncConnection[Any]) -> Awaitable[int]: ...
+    def publish(self, channel: str, payload: object = "", conn: Any = None) -> int | Awaitable[int]:
+        """Write an entry, of any size, and return its id. A str goes as it is, anything else through `encode`.
+
+        With `conn` it is written in that connection's transaction: it exists when and only when that commits. With an
+        `AsyncConnection` this is to be awaited. Without one it is committed when this returns. Raises
+        `InvalidChannel`, `TypeError`, `ValueError` and `psycopg.Error`.
+        """
+        name, text = check_channel(channel), payload_text(payload)
+        query = statement(self._schema, "select {s}.publish(%(name)s, %(text)s)", name=name, text=text)
+        if isinstance(conn, psycopg.AsyncConnection):
+            return _publish(conn, query)
+        if conn is not None:
+            with conn.cursor(row_factory=tuple_row) as cursor:
+                return int(cursor.execute(*query).fetchone()[0])
+        with self._session() as session:
+            return int(session.ask(query)[0][0])
+
+    # -- consumers ------------------------------------------------------------------------------------------
+
+    @overload
+    def consume(
+        self,
+        notifier: Notifier,
+        name: str,
+        channels: Channels,
+        fn: OnEntry,
+        *,
+        start: Literal["now", "beginning"] = "now",
+        batch: int = 100,
+        on_gap: OnGap | None = None,
+        on_error: OnError = "retry",
+    ) -> Consumer: ...
+    @overload
+    def consume(
+        self,
+        notifier: AsyncNotifier,
+        name: str,
+        channels: Channels,
+        fn: OnEntry,
+        *,
+        start: Literal["now", "beginning"] = "now",
+        batch: int = 100,
+        on_gap: OnGap | None = None,
+        on_error: OnError = "retry",
+    ) -> Awaitable[AsyncConsumer]: ...
+    def consume(
+        self,
+        notifier: Notifier | AsyncNotifier,
+        name: str,
+        channels: Channels,
+        fn: OnEntry,
+        *,
+        start: Literal["now", "beginning"] = "now",
+        batch: int = 100,
+        on_gap: OnGap | None = None,
+        on_error: OnError = "retry",
+    ) -> Consumer | Awaitable[AsyncConsumer]:
+        """Have `fn(entry, conn)` called for every entry of `channels` that this name has not had, one at a time.
+
+        When this returns, the position is stored: what commits later is delivered, whoever runs then. With an
+        `AsyncNotifier` it is to be awaited, and gives an `AsyncConsumer`.
+
+        - `fn`: runs in the consumer's thread; an `async def` on the event loop that runs here. `conn` is in the
+          transaction in which the position moves: what `fn` writes there happens exactly once, everything else at
+          least once. It must neither commit nor roll back.
+        - `start`: for a new name, what commits from now on, or `"beginning"`: also what is there.
+        - `batch`: how many entries a transaction has at most.
+        - `on_gap(name, channel, gap)`: what was lost, with the reason `"trimmed"`, `"restored"` or `"channels"`.
+        - `on_error`: `"retry"` tries an entry for ever, `"skip"` five times; `on_error(entry, error, tries)` returns
+          whether to skip it.
+
+        Of the processes of one name one is active. Raises `ValueError` for a notifier that is not connected to this
+        database or has a consumer of that name, `TypeError` for bad arguments, and `psycopg.Error`.
+        """
+        names = sorted(set(check_channels(channels)), key=str.encode)
+        if not names:
+            raise ValueError("consume needs at least one channel")
+        check_consumer(name, start, batch, on_error)
+        loop = loop_for(fn, on_gap)
+        order = Order(self._dbconf, self._schema, name, names, fn, on_gap, on_error, batch, loop)
+        if isinstance(notifier, AsyncNotifier):
+            return self._consume_soon(Seam(notifier), order, start == "beginning")
+        return self._consume(Seam(notifier), order, start == "beginning")
+
+    def _consume(self, seam: Seam, order: Order, beginning: bool) -> Consumer:
+        with self._session() as session:
+            upkeep.prepare(session, self._schema)
+            self._check_same_database(seam, session)
+            upkeep.register(session, self._schema, order.name, order.channels, beginning)
+        consumer = Consumer(seam, order)
+        try:
+            consumer.start()
+        except BaseException:
+            consumer.stop(0)
+            raise
+        return consumer
+
+    async def _consume_soon(self, seam: Seam, order: Order, beginning: bool) -> AsyncConsumer:
+        made: list[Consumer] = []
+
+        def make() -> None:
+            made.append(self._consume(seam, order, beginning))
+            if call.dropped:
+                made[0].stop()
+
+        call = Call(make)
+        call.begin()
+        try:
+            await call.wait()
+        except BaseException:  # no `await` here: the task may be cancelled at each
+            call.dropped = True
+            for consumer in made:
+                Call(consumer.stop).begin()
+            raise
+        return AsyncConsumer(made[0])
+
+    @staticmethod
+    def _check_same_database(seam: Seam, session: Session) -> None:
+        """The notifier hears what is notified here."""
+        token = uuid4().hex
+        if not seam.notifier.is_running():
+            raise ValueError("the notifier is stopped: start it before a consumer")
+        with seam.listen(CHANNEL) as stream:
+            assert isinstance(session.conn, psycopg.Connection)
+            session.conn.execute(SQL("notify {}, {}").format(Identifier(CHANNEL), Quoted(token)))
+            try:
+                while True:
+                    event = stream.get(SAME_DATABASE_SECONDS)
+                    if isinstance(event, Notification) and event.payload == token:
+                        return
+            except (TimeoutError, StreamClosed):
+                where = f"database {session.conn.info.dbname!r} at {session.conn.info.host}:{session.conn.info.port}"
+                raise ValueError(f"the notifier must be connected to the journal's {where}") from None
+
+    def tail(
+        self, notifier: Notifier, channels: Channels, start: Literal["now", "beginning"] = "now"
+    ) -> Iterator[Entry]:
+        """Entries as they are committed, for looking on: no position is stored, and payloads stay texts.
+
+        What is trimmed before it was read is left out. Ends with the notifier. Raises as `consume`.
+        """
+        seam, names, since = Seam(notifier), sorted(check_channels(channels)), NOTHING
+        with self._session() as session:
+            self._check_same_database(seam, session)
+            with seam.listen(CHANNEL) as stream:
+                if start == "now":
+                    since = session.ask(tail(self._schema, [], since))[0][0]
+                for _ in stream:
+                    while stream.poll() is not None:
+                        pass
+                    rows = session.ask(tail(self._schema, names, since))
+                    since = rows[0][0]
+                    yield from (Entry(*row[1:]) for row in rows if row[1] is not None)
+
+    # -- upkeep ---------------------------------------------------------------------------------------------
+
+    def trim(self, older_than: timedelta, evict: bool = False) -> int:
+        """Delete entries older than that which every consumer has had; return how many.
+
+        With `evict` whoever has not: those consumers are told by a gap, with the count.
+        """
+        age = check_age("older_than", older_than)
+        deleted = after = 0
+        with self._session() as session:
+            upkeep.prepare(session, self._schema)
+            while True:
+                step = session.run(upkeep.trim(self._schema, age, after, evict), transaction=True)
+                deleted += step.deleted
+                after = step.after
+                if not step.more:
+                    return deleted
+
+    def remove(self, name: str) -> bool:
+        """Forget a consumer that has retired; whether there was one. If it runs, it ends."""
+        with self._session() as session:
+            return bool(session.ask(statement(self._schema, upkeep.REMOVE, name=name)))
+
+    def status(self) -> dict[str, Any]:
+        """What stands in the journal, as a plain dict, and what holds it back.
+
+        `version`, `keep` (a timedelta or None), `restored` (into another cluster), `entries`, `bytes`, `oldest` and
+        `newest` (aware datetimes or None), `oldest_transaction` (None, or the one that has been open longest, with
+        `pid`, `database`, `user`, `application_name`, `state` and `seconds`), and `consumers`: for each `name`,
+        `channels`, `active`, `pid`, `lag` (entries), `lag_seconds` (since the oldest of them was written),
+        `held` (entries older than `keep` that it has not had), `moved` (when it last went on) and `gaps` (the reasons
+        of those it is still to be told of).
+        """
+        with self._session() as session:
+            return session.run(upkeep.status(self._schema, self._table))
+
+    @property
+    def _table(self) -> str:
+        return Identifier(self._schema, "journal").as_string(None)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """An idle connection or a new one; kept if the work has gone well."""
+        session = self._take_idle() or Session(self._dbconf, CancelToken())
+        try:
+            yield session
+        except MISSING as error:
+            session.close()
+            text = f"no journal in schema {self._schema!r}: call install(), or run pgnotifier journal install"
+            raise type(error)(text) from error
+        except BaseException:
+            session.close()
+            raise
+        if len(self._idle) < MAX_IDLE and not session.is_broken:
+            self._idle.append(session)
+        else:
+            session.close()
+
+    def _take_idle(self) -> Session | None:
+        while True:
+            try:
+                session = self._idle.pop()
+            except IndexError:
+                return None
+            assert isinstance(session.conn, psycopg.Connection)
+            if not ended(session.conn):
+                return session
+            session.close()
+
+
+async def _publish(conn: psycopg.AsyncConnection[Any], query: Statement) -> int:
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(*query)
+        [(id,)] = await cursor.fetchall()
+        return int(id)

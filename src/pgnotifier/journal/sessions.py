@@ -1,0 +1,223 @@
+"""Connections of the journal's own, and the two ways to do work on them: in a thread, and on an event loop.
+
+Work is a generator. It yields statements, and is sent their rows; and calls of user code, which get the connection.
+So what is asked, and in which order, is written once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Generator
+from contextlib import nullcontext, suppress
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+from psycopg import IsolationLevel, pq
+from psycopg.rows import tuple_row
+from psycopg.sql import Identifier
+
+from ..connection import CancelToken, connect
+from ..types import DbConf
+
+T = TypeVar("T")
+
+# A peer that has vanished is noticed within ten seconds, whether something was sent or is awaited.
+KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+
+CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)  # tried again, and no failures
+
+inside: ContextVar[object] = ContextVar("pgnotifier_consumer", default=None)  # whose callback runs in this context
+
+
+class CallFailed(Exception):
+    """User code has raised `error`; or it left the transaction failed, or ended it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Call(NamedTuple):
+    """`function(*arguments, conn)`: user code."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+Statement = tuple[bytes, dict[str, Any]]
+Work = Generator[Statement | Call, Any, T]
+
+
+def statement(schema: str, text: str, /, **parameters: Any) -> Statement:
+    """`text` with `{s}` for the schema, and its parameters."""
+    return _in_schema(schema, text), parameters
+
+
+@lru_cache(maxsize=200)
+def _in_schema(schema: str, text: str) -> bytes:
+    return text.replace("{s}", Identifier(schema).as_string(None).replace("%", "%%")).encode()
+
+
+class Session:
+    """A connection in a thread, or, with `loop`, one for coroutines whose work is done on that event loop.
+
+    User code that runs in its work finds `owner` in `inside`.
+    """
+
+    def __init__(
+        self,
+        dbconf: DbConf,
+        token: CancelToken,
+        loop: asyncio.AbstractEventLoop | None = None,
+        owner: object = None,
+    ) -> None:
+        conn = connect(dbconf, token)
+        self._loop, self._owner = loop, owner
+        self.conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] = conn
+        self._future: Any = None
+        self.in_call: bool = False  # whether user code is running
+        try:
+            self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
+            _keep_alive(self._socket)
+            conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
+            if loop is not None:
+                self.conn = psycopg.AsyncConnection(conn.pgconn)
+                asyncio.run_coroutine_threadsafe(_like(self.conn), loop).result()
+        except BaseException:
+            conn.close()
+            raise
+
+    @property
+    def is_broken(self) -> bool:
+        return self.conn.broken or self.conn.closed
+
+    def run(self, work: Work[T], transaction: bool = False) -> T:
+        """Do the work, in a transaction or each statement in one of its own. In the session's thread.
+
+        Raises `CallFailed`, and `psycopg.Error` of the statements.
+        """
+        if isinstance(self.conn, psycopg.AsyncConnection):
+            assert self._loop is not None
+            self._future = asyncio.run_coroutine_threadsafe(self._arun(self.conn, work, transaction), self._loop)
+            return self._future.result()  # type: ignore[no-any-return]
+        if self._owner is not None:
+            inside.set(self._owner)  # in its thread, for good
+        with self.conn.transaction() if transaction else nullcontext():
+            return self._drive(self.conn, work)
+
+    async def _arun(self, conn: psycopg.AsyncConnection[Any], work: Work[T], transaction: bool) -> T:
+        inside.set(self._owner)  # in this task
+        async with conn.transaction() if transaction else nullcontext():
+            return await self._adrive(conn, work)
+
+    def _drive(self, conn: psycopg.Connection[Any], work: Work[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                step = work.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Call):
+                error = None
+                self.in_call = True
+                try:
+                    result = step.function(*step.arguments, conn)
+                    if asyncio.iscoroutine(result):
+                        result.close()
+                        raise TypeError("the callback returned a coroutine: give the coroutine function itself")
+                except Exception as raised:
+                    error = raised
+                finally:
+                    self.in_call = False
+                _check(conn, error)
+            else:
+                with conn.cursor(row_factory=tuple_row) as cursor:  # a callback may change the connection's own
+                    cursor.execute(*step)
+                    answer = cursor.fetchall()
+
+    async def _adrive(self, conn: psycopg.AsyncConnection[Any], work: Work[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                step = work.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Call):
+                error = None
+                self.in_call = True
+                try:
+                    result = step.function(*step.arguments, conn)
+                    if hasattr(result, "__await__"):
+                        await result
+                except Exception as raised:
+                    error = raised
+                finally:
+                    self.in_call = False
+                _check(conn, error)
+            else:
+                async with conn.cursor(row_factory=tuple_row) as cursor:
+                    await cursor.execute(*step)
+                    answer = await cursor.fetchall()
+
+    def ask(self, query: Statement) -> list[Any]:
+        """The rows of one statement."""
+        return self.run(_one(query))
+
+    def interrupt(self) -> None:
+        """End what the session does, from any thread: the server rolls back, and the work raises."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._future is not None:
+            self._future.cancel()
+
+    def close(self) -> None:
+        self.conn.pgconn.finish()
+        self._socket.close()
+
+    def __del__(self) -> None:
+        """A journal that nobody closed leaves its idle sessions to Python."""
+        with suppress(Exception):  # not made, or the interpreter ends
+            self._socket.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+async def _like(conn: psycopg.AsyncConnection[Any]) -> None:
+    await conn.set_autocommit(True)
+    await conn.set_isolation_level(IsolationLevel.READ_COMMITTED)
+    await conn.set_read_only(False)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # of this platform
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _one(query: Statement) -> Work[list[Any]]:
+    return (yield query)  # type: ignore[no-any-return]
+
+
+def _check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: Exception | None) -> None:
+    """After a call: raise `CallFailed` if it has failed by itself; a lost connection and a conflict as they are."""
+    status = conn.pgconn.transaction_status
+    if error is None and status == pq.TransactionStatus.INTRANS:
+        return
+    if status == pq.TransactionStatus.UNKNOWN:
+        raise psycopg.OperationalError("the connection was lost in a callback") from error
+    if isinstance(error, CONFLICTS) and status == pq.TransactionStatus.INERROR:
+        raise error
+    if error is None and status == pq.TransactionStatus.INERROR:
+        error = psycopg.errors.InFailedSqlTransaction("the callback has kept an error of the server to itself")
+    elif error is None:
+        error = psycopg.ProgrammingError("the callback has ended the transaction")
+    raise CallFailed(error) from error

@@ -1,0 +1,203 @@
+"""What a consumer is given, and how its position moves (guarantee 18). Generators of statements; no I/O of their own.
+
+A slice is what is visible in a snapshot of now and was not in that of before, in order of id. The snapshot of now is
+taken in a statement of its own, outside a transaction: one that writes counts as visible in its own snapshots, so its
+later entries would be left out. The position keeps both snapshots of a slice until the last entry has been delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from ..gap import Gap
+from .sessions import Call, Statement, Work, statement
+
+BATCH_BYTES = 4_000_000  # of payloads; an entry that is longer comes alone
+NOTHING = "1:1:"  # the snapshot in which nothing is visible
+MANY = 1000  # entries of others after which a position moves although there is nothing for its consumer
+
+
+class Entry(NamedTuple):
+    """An entry of the journal: its id, channel, decoded payload, and when it was written (aware)."""
+
+    id: int
+    channel: str
+    payload: Any
+    at: datetime
+
+
+class Removed(Exception):
+    """The consumer does not stand in the journal any more."""
+
+
+class Moved(Exception):
+    """The position is not as it was: another process has it, or something else moves it now."""
+
+
+class TurnEnded(Exception):
+    """The transaction is not the one in which the batch began."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """All that is visible in `since` has been delivered, and of what is visible in `upto` the ids up to `done`.
+
+    `last` is the greatest id of the slice that ends with `upto`, if one is under way.
+    """
+
+    since: str
+    upto: str | None = None
+    done: int = 0
+    last: int = 0
+
+
+NEWS = """
+    select pg_catalog.pg_current_snapshot()::text, (select gaps from {s}.consumer where name = %(name)s), count(*),
+        min(e.id) filter (where owed), max(e.id) filter (where owed)
+    from (
+        select e.id, not pg_catalog.pg_visible_in_snapshot(e.xid, h.start) as owed
+        from {s}.journal e
+        left join {s}.consumer_channel h on h.consumer = %(name)s and h.channel = e.channel
+        where e.xid >= %(xmax)s::xid8 or e.xid = any(%(open)s::xid8[])) e"""
+
+LOCK = """
+    select since::text, upto::text, done, last, gaps,
+        (select holder from {s}.lease where consumer = name) = %(holder)s::uuid,
+        array(select channel from {s}.consumer_channel where consumer = name order by channel collate "C"),
+        pg_catalog.set_config('pgnotifier.turn', %(turn)s, true)
+    from {s}.consumer where name = %(name)s for no key update skip locked"""
+
+READ = """
+    select * from {s}.slice(%(name)s, %(since)s::pg_snapshot, %(upto)s::pg_snapshot, %(done)s, %(last)s, %(most)s,
+        %(bytes)s)"""
+
+MOVE = """
+    update {s}.consumer set since = %(since)s::pg_snapshot, upto = %(upto)s::pg_snapshot, done = %(done)s,
+        last = %(last)s, newest = greatest(newest, %(newest)s), moved = pg_catalog.clock_timestamp()
+    where name = %(name)s and pg_catalog.current_setting('pgnotifier.turn', true) = %(turn)s
+    returning 1"""
+
+GAPS = """
+    select channel, reason, since, until, dropped from {s}.gap where consumer = %(name)s
+    order by since, channel collate "C" """
+
+TOLD = "delete from {s}.gap where consumer = %(name)s and channel = %(channel)s and reason = %(reason)s returning 1"
+SETTLE = "update {s}.consumer set gaps = 0 where name = %(name)s and gaps <> 0 returning 1"
+
+
+TAIL = """
+    select s.now::text, e.id, e.channel, e.payload, e.at
+    from (select pg_catalog.pg_current_snapshot() as now) s
+    left join {s}.journal e on e.channel = any(%(channels)s)
+        and (e.xid >= %(xmax)s::xid8 or e.xid = any(%(open)s::xid8[]))
+    order by e.id"""
+
+LEADS = """
+    select (select holder from {s}.lease where consumer = name) = %(holder)s::uuid and %(channels)s =
+        array(select channel from {s}.consumer_channel where consumer = name order by channel collate "C")
+    from {s}.consumer where name = %(name)s"""
+
+
+def news(schema: str, name: str, position: Position) -> Statement:
+    """The snapshot of now, how many gaps there are and new entries, and the first and last for this consumer."""
+    return statement(schema, NEWS, name=name, **_parts(position.since))
+
+
+def tail(schema: str, channels: list[str], since: str) -> Statement:
+    """The snapshot of now, and the entries that it shows and `since` does not, a row for each or one without."""
+    return statement(schema, TAIL, channels=channels, **_parts(since))
+
+
+def _parts(snapshot: str) -> dict[str, str]:
+    """A snapshot as parameters: so the index on xid is used."""
+    _, xmax, open = snapshot.split(":")
+    return {"xmax": xmax, "open": f"{{{open}}}"}
+
+
+def stored(schema: str, name: str) -> Work[Position]:
+    """The position. Raises `Removed`."""
+    rows = yield statement(
+        schema, "select since::text, upto::text, done, last from {s}.consumer where name = %(name)s", name=name
+    )
+    if not rows:
+        raise Removed(f"consumer {name!r} has been removed")
+    return Position(*rows[0])
+
+
+def leads(schema: str, name: str, holder: str, channels: list[str]) -> Work[bool]:
+    """Whether the lease is that holder's and the list of channels this one. Raises `Removed`."""
+    rows = yield statement(schema, LEADS, name=name, holder=holder, channels=channels)
+    if not rows:
+        raise Removed(f"consumer {name!r} has been removed")
+    return bool(rows[0][0])
+
+
+@dataclass
+class Turn:
+    """A batch in one transaction. `stopping()` ends it before the next entry."""
+
+    schema: str
+    name: str
+    holder: str
+    channels: list[str]
+    call: Callable[[Entry], Call]
+    tell: Callable[[str, Gap], Call]
+    stopping: Callable[[], bool]
+    skipped: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.current: Entry | None = None  # which is being called
+        self.called: list[Entry] = []
+        self._number = 0
+
+    def take(self, before: Position, slice: Position, most: int, gaps: bool) -> Work[Position]:
+        """Tell of gaps, call for the next entries of `slice`, move the position from `before`, and return it.
+
+        `most` is how many entries; with 0 the slice is only kept, so that it is taken up as it is.
+        Raises `Moved` where the stored position is not `before`, the lease or the list of channels another's.
+        """
+        self._number += 1
+        turn = f"{self.holder} {self._number}"
+        rows = yield statement(self.schema, LOCK, name=self.name, holder=self.holder, turn=turn)
+        if not rows or not rows[0][5] or rows[0][6] != self.channels or Position(*rows[0][:4]) != before:
+            raise Moved
+        if gaps or rows[0][4]:
+            yield from self._tell()
+        after = slice
+        if slice.upto is not None and most:
+            after = yield from self._deliver(slice, most)
+        if after != before:
+            values = {"since": after.since, "upto": after.upto, "done": after.done, "last": after.last}
+            newest = self.called[-1].id if self.called else 0
+            moved = yield statement(self.schema, MOVE, name=self.name, turn=turn, newest=newest, **values)
+            if not moved:
+                raise TurnEnded("the callback has ended the transaction")
+        return after
+
+    def _deliver(self, slice: Position, most: int) -> Work[Position]:
+        parameters = {"since": slice.since, "upto": slice.upto, "done": slice.done, "last": slice.last}
+        rows = yield statement(self.schema, READ, name=self.name, most=most, bytes=BATCH_BYTES, **parameters)
+        done = slice.done
+        for row in rows:
+            if self.stopping():
+                return replace(slice, done=done)
+            entry = Entry(*row)
+            self.called.append(entry)
+            if entry.id not in self.skipped:
+                self.current = entry
+                yield self.call(entry)
+            done = entry.id
+        if not rows or done >= slice.last:
+            return Position(slice.upto or slice.since)
+        return replace(slice, done=done)
+
+    def _tell(self) -> Work[None]:
+        rows = yield statement(self.schema, GAPS, name=self.name)
+        for channel, reason, since, until, dropped in rows:
+            self.current = None
+            yield self.tell(channel, Gap(channel, reason, since, until, dropped))
+            yield statement(self.schema, TOLD, name=self.name, channel=channel, reason=reason)
+        yield statement(self.schema, SETTLE, name=self.name)
