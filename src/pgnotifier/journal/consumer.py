@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from time import monotonic
 from types import TracebackType
@@ -89,12 +90,12 @@ class Consumer:
         """End it after the entry under way, keep what was delivered, and let another process have the name.
 
         A callback that takes longer than `timeout` seconds loses its connection, so its entry comes again. Called in
-        a callback it does not wait. A no-op on a stopped consumer.
+        a callback, or on the event loop that runs its callbacks, it does not wait. A no-op on a stopped consumer.
         """
         self._stopping = True
         self._stream.close()
         self._token.cancel()
-        if inside.get() is self:
+        if inside.get() is self or (self._order.loop is not None and asyncio._get_running_loop() is self._order.loop):
             return
         threads.join(self._thread, min(timeout, SERVER_SECONDS))
         session = self._session
@@ -103,10 +104,14 @@ class Consumer:
         if (session := self._session) is not None:
             session.interrupt()
             threads.join(self._thread, SERVER_SECONDS)
+            self._lease.stop_renewing()  # a callback that does not return keeps the name from nobody
 
     def _forked(self) -> None:
         """In a forked child: stopped, without touching the parent's session."""
-        self._stopping, self._session, self._token = True, None, CancelToken()
+        session, self._session = self._session, None
+        self._stopping, self._token = True, CancelToken()
+        if session is not None:
+            session.abandon()
 
     # -- its thread -----------------------------------------------------------------------------------------
 
@@ -186,6 +191,7 @@ class Consumer:
         schema, name, channels = self._order.schema, self._order.name, self._order.channels
         upkeep.register(session, schema, name, channels)
         session.run(upkeep.prune(schema, name, channels))
+        self._rounds.begin()
         position, tell, attempt = session.run(stored(schema, name)), True, 0
         while not self._is_ending():
             try:

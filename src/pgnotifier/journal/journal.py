@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
@@ -85,9 +86,11 @@ class Journal:
             "version": Quoted(VERSION),
             "keep": Quoted(None if keep is None else check_age("keep", keep)),
         }
-        for name, value in names.items():
-            text = text.replace(f"{{{name}}}", value.as_string(None))
-        return text
+        quotes = "$$"  # of function bodies; the schema's name may hold them
+        while quotes in self._schema:
+            quotes = f"$j{quotes[1:]}"
+        found = {"$$": quotes, **{f"{{{name}}}": value.as_string(None) for name, value in names.items()}}
+        return re.sub(r"\$\$|\{\w+\}", lambda match: found[match[0]], text)
 
     def install(self, keep: timedelta | None = KEEP) -> None:
         """Make the tables and functions, or bring them up to date. It can be called again, by several at a time.

@@ -3,7 +3,7 @@
 -- Grants: `usage` on the schema, and for a role that publishes `insert (channel, payload)` on table journal; for a role
 -- that consumes all on all tables of the schema. A role that attaches publish_changes() needs `execute` on it; one that
 -- writes such a table needs nothing. Nothing depends on a search_path: neither that of whoever runs this, nor that of whoever publishes.
-begin;
+begin isolation level read committed read write;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 select pg_catalog.pg_advisory_xact_lock(7308604895632785008);
@@ -151,7 +151,7 @@ begin
     end if;
     select pg_catalog.jsonb_object_agg(a.attname, coalesce(new_row, old_row) -> a.attname::text) into key
         from pg_catalog.pg_index i
-        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
+        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey[0:i.indnkeyatts - 1])  -- without INCLUDE
         where i.indrelid = tg_relid and i.indisprimary and tg_level = 'ROW';
     insert into {schema}.journal (channel, payload) values (tg_argv[0], pg_catalog.jsonb_build_object(
         'op', tg_op, 'schema', tg_table_schema, 'table', tg_table_name, 'key', key, 'old', old_row, 'new', new_row)::text);

@@ -19,7 +19,8 @@ SECONDS = 6.0  # of a lease, by the server's clock
 RENEW = 2.0  # seconds between two renewals
 POLL = 1.0  # seconds between two looks of a process that waits
 
-# Takes a lease that has expired or is this holder's, and returns whose session had it before.
+# Takes a lease that has expired or is this holder's, and returns whose session had it before. A lease that ends too
+# far ahead counts as expired: the server's clock has been set back.
 TAKE = """
     with taken as (
         insert into {s}.lease (consumer, holder, pid, began, expires)
@@ -28,7 +29,8 @@ TAKE = """
         from pg_catalog.pg_stat_activity where pid = pg_catalog.pg_backend_pid()
         on conflict (consumer) do update
         set holder = excluded.holder, pid = excluded.pid, began = excluded.began, expires = excluded.expires
-        where lease.expires < pg_catalog.clock_timestamp() or lease.holder = excluded.holder
+        where lease.holder = excluded.holder or not lease.expires between pg_catalog.clock_timestamp()
+            and pg_catalog.clock_timestamp() + %(seconds)s * interval '2 seconds'
         returning 1)
     select l.pid, l.began from taken left join {s}.lease l on l.consumer = %(name)s"""
 

@@ -16,7 +16,7 @@ from ..payload import decode as default_decode
 from ..types import DbConf
 from .seam import Seam
 from .sessions import CONFLICTS, Call, CallFailed, Session
-from .slices import MANY, Entry, Position, Turn, TurnEnded, news
+from .slices import MANY, Entry, Position, Removed, Turn, TurnEnded, news
 
 LONG = 8000  # characters: Python's parser can crash on longer literals
 SKIP_AFTER = 5  # tries, with on_error="skip"
@@ -55,6 +55,14 @@ class Rounds:
         self.delivered = self.failed = self.skipped = 0
         self.last_error: str | None = None
 
+    def begin(self) -> None:
+        """On a new session: forget the slice that is not stored.
+
+        A server that crashed, or a standby in its place, uses transaction ids again which nobody has stored. The
+        snapshot of such a slice would show those transactions as over before they have begun.
+        """
+        self._slice = None
+
     def next(self, session: Session, position: Position, tell: bool) -> Position:
         """Take the next batch and return the new position; the same one where there was nothing to do.
 
@@ -86,6 +94,8 @@ class Rounds:
             return self._slice[1]
         order = self._order
         [(now, gaps, seen, first, last)] = session.ask(news(order.schema, order.name, position))
+        if gaps is None:
+            raise Removed(order.name)
         self._gaps = bool(gaps)
         if first is None:
             return Position(now) if seen > MANY else position

@@ -7,8 +7,10 @@ So what is asked, and in which order, is written once.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -85,7 +87,7 @@ class Session:
             conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
             if loop is not None:
                 self.conn = psycopg.AsyncConnection(conn.pgconn)
-                asyncio.run_coroutine_threadsafe(_like(self.conn), loop).result()
+                _begin(_like(self.conn), loop).result()
         except BaseException:
             conn.close()
             raise
@@ -99,9 +101,11 @@ class Session:
 
         Raises `CallFailed`, and `psycopg.Error` of the statements.
         """
+        if transaction and self.conn.pgconn.transaction_status == pq.TransactionStatus.INTRANS:
+            raise psycopg.OperationalError("a callback has left a transaction open")  # in which nothing would commit
         if isinstance(self.conn, psycopg.AsyncConnection):
             assert self._loop is not None
-            self._future = asyncio.run_coroutine_threadsafe(self._arun(self.conn, work, transaction), self._loop)
+            self._future = _begin(self._arun(self.conn, work, transaction), self._loop)
             return self._future.result()  # type: ignore[no-any-return]
         if self._owner is not None:
             inside.set(self._owner)  # in its thread, for good
@@ -134,7 +138,8 @@ class Session:
                     self.in_call = False
                 _check(conn, error)
             else:
-                with conn.cursor(row_factory=tuple_row) as cursor:  # a callback may change the connection's own
+                # A callback may change the connection's own settings, and a role those of how values look as text.
+                with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                     cursor.execute(*step)
                     answer = cursor.fetchall()
 
@@ -158,7 +163,7 @@ class Session:
                     self.in_call = False
                 _check(conn, error)
             else:
-                async with conn.cursor(row_factory=tuple_row) as cursor:
+                async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                     await cursor.execute(*step)
                     answer = await cursor.fetchall()
 
@@ -172,6 +177,13 @@ class Session:
             self._socket.shutdown(socket.SHUT_RDWR)
         if self._future is not None:
             self._future.cancel()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's connection. A callback that forked sends its end nowhere."""
+        with suppress(OSError, psycopg.Error):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, self.conn.pgconn.socket)
+            os.close(nowhere)
 
     def close(self) -> None:
         self.conn.pgconn.finish()
@@ -187,6 +199,15 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _begin(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
+    """Have the event loop do it. Raises `RuntimeError` if it is closed."""
+    try:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        work.close()  # else Python warns that nobody has awaited it
+        raise
 
 
 async def _like(conn: psycopg.AsyncConnection[Any]) -> None:

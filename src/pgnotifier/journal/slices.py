@@ -32,6 +32,9 @@ class Entry(NamedTuple):
 class Removed(Exception):
     """The consumer does not stand in the journal any more."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(f"consumer {name!r} has been removed")
+
 
 class Moved(Exception):
     """The position is not as it was: another process has it, or something else moves it now."""
@@ -123,7 +126,7 @@ def stored(schema: str, name: str) -> Work[Position]:
         schema, "select since::text, upto::text, done, last from {s}.consumer where name = %(name)s", name=name
     )
     if not rows:
-        raise Removed(f"consumer {name!r} has been removed")
+        raise Removed(name)
     return Position(*rows[0])
 
 
@@ -131,7 +134,7 @@ def leads(schema: str, name: str, holder: str, channels: list[str]) -> Work[bool
     """Whether the lease is that holder's and the list of channels this one. Raises `Removed`."""
     rows = yield statement(schema, LEADS, name=name, holder=holder, channels=channels)
     if not rows:
-        raise Removed(f"consumer {name!r} has been removed")
+        raise Removed(name)
     return bool(rows[0][0])
 
 

@@ -127,17 +127,19 @@ TRIM = """
         where e.id > %(after)s order by e.id limit %(step)s),
     owed as materialized (
         select o.name, s.id, s.channel, s.at from step s join {s}.owed o on o.id = s.id where s.old),
+    kept as materialized (select id from owed where name <> all(%(evicted)s)),
+    lost as materialized (select * from owed where id not in (select id from kept)),
     told as (
         insert into {s}.gap (consumer, channel, reason, dropped, since, until)
         select name, channel, 'trimmed', pg_catalog.count(*), pg_catalog.min(at), pg_catalog.max(at)
-        from owed where %(evict)s group by name, channel
+        from lost group by name, channel
         on conflict (consumer, channel, reason) do update set dropped = gap.dropped + excluded.dropped,
             since = least(gap.since, excluded.since), until = greatest(gap.until, excluded.until)),
     marked as (
-        update {s}.consumer set gaps = gaps + 1 where %(evict)s and name in (select name from owed) returning 1),
+        update {s}.consumer set gaps = gaps + 1 where name in (select name from lost) returning 1),
     gone as (
         delete from {s}.journal e using step s
-        where e.id = s.id and s.old and (%(evict)s or s.id not in (select id from owed)) returning 1)
+        where e.id = s.id and s.old and s.id not in (select id from kept) returning 1)
     select (select pg_catalog.count(*) from gone), coalesce(pg_catalog.max(id), 0),
         coalesce(pg_catalog.bool_or(old), false), (select pg_catalog.count(*) from marked) from step"""
 
@@ -147,18 +149,24 @@ def trim(schema: str, age: timedelta, after: int = 0, evict: bool = False) -> Wo
 
     Without `evict` no lock is needed: positions only grow, so one that was read a moment ago owes more, not less.
     With it the positions are locked, so that no batch is under way: nothing is both delivered and counted as lost.
+    A consumer that registers while this waits for the locks of others is not locked, and keeps what it is owed.
     """
+    locked = []
     if evict:
         yield statement(schema, "select pg_catalog.set_config('lock_timeout', '15s', true)")
-        yield statement(schema, "select 1 from {s}.consumer order by name for no key update")
-    rows = yield statement(schema, TRIM, age=age, after=after, evict=evict, step=STEP)
+        locked = yield statement(schema, "select name from {s}.consumer order by name for no key update")
+    evicted = [name for (name,) in locked]
+    rows = yield statement(schema, TRIM, age=age, after=after, evicted=evicted, step=STEP)
     deleted, last, more, marked = rows[0]
     if marked:
         yield statement(schema, "select pg_catalog.pg_notify('pgnotifier_journal', '1')")
     return Trimmed(deleted, last, more)
 
 
-REMOVE = "delete from {s}.consumer where name = %(name)s returning 1"
+# The notification ends a consumer that runs.
+REMOVE = """
+    with gone as (delete from {s}.consumer where name = %(name)s returning 1)
+    select pg_catalog.pg_notify('pgnotifier_journal', '1') from gone"""
 
 ENTRIES = """
     select pg_catalog.count(*), pg_catalog.pg_total_relation_size(%(table)s::regclass), pg_catalog.min(at),

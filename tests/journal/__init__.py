@@ -1,0 +1,1 @@
+"""The tests of `pgnotifier.journal` (guarantee 18)."""
