@@ -57,6 +57,10 @@ def confs(secret: str) -> list[str | Mapping[str, Any]]:
         {"host": "127.0.0.1", "port": f"1@{secret}"},
         {"conninfo": f"postgresql://u:{secret}@127.0.0.1:1/db", "connect_timeout": 2},
         {"host": "127.0.0.1", "port": 1, "password": secret + "\ud800"},
+        f"postgresql+psycopg://u:{secret}@127.0.0.1:1/db?connect_timeout=2",
+        f"postgresql+asyncpg://u:{secret}@127.0.0.1:1/db?ssl=require",
+        f"host=127.0.0.1 port=1 password=a://b?{secret}=c nonsense",
+        {"host": "127.0.0.1", "port": 1, "dbname": f"postgresql://u:{secret}@127.0.0.1/db"},
     ]
 
 
@@ -68,7 +72,7 @@ def test_no_piece_of_a_password_is_in_the_error(between: tuple[str, str], caplog
             Notifier(conf)
         if isinstance(conf, str) and conf.startswith(f"postgresql://{PIECES[0]}"):
             continue  # without a user it is one: that may be shown
-        without_secret(said(caught.value))
+        without_secret(said(caught.value) + repr(Notifier(conf, autostart=False)))
     without_secret(caplog.text)
 
 
@@ -77,6 +81,14 @@ def test_the_error_says_what_to_do(special: str) -> None:
     for user in ("u", "u.v", "localhost"):
         with pytest.raises(psycopg.Error, match="write special characters of a password as %40 for @"):
             Notifier(f"postgresql://{user}:{password((special, special))}@127.0.0.1:1/db")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg"])
+def test_a_question_mark_and_no_host(scheme: str) -> None:
+    """What stands before the `?` is no complete address, so that what follows is not named as an option."""
+    with pytest.raises(psycopg.ProgrammingError, match="%3F for") as caught:
+        Notifier(f"{scheme}://u:{PIECES[0]}?{PIECES[1]}={PIECES[2]}")
+    without_secret(said(caught.value))
 
 
 def test_a_number_before_the_slash() -> None:

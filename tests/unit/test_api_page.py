@@ -1,7 +1,7 @@
 """docs/api.md has every public name with its very signature, and nothing else.
 
-A fence of `pyi` there holds signatures as `there_is` writes them: functions without `self`, fields as `name: type`, and
-values of types as `Name = type`. Lines may break anywhere. Members belong to the last class under the same heading.
+A fence of `pyi` there holds signatures as `there_is` writes them: functions without `self`, fields as `name: type`,
+and values of types as `Name = type`. Lines may break anywhere. Members belong to the last class under their heading.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def members(cls: type) -> Iterator[str]:
             yield f"{name}: {annotation(inspect.signature(getter).return_annotation)}"
         elif inspect.isfunction(value):
             kind = "async def" if inspect.iscoroutinefunction(value) else "def"
-            if name != "__call__":
-                yield signature(kind, name, value)
-            elif cls.__name__ not in ("AsyncCallback", "AsyncOnListen"):  # which say it in words
+            if name != "__call__" or cls.__name__ not in ("AsyncCallback", "AsyncOnListen"):
                 yield signature(kind, name, value)
 
 
@@ -133,7 +131,7 @@ def normal(entry: str) -> str:
     for prefix in ("class ", "async def ", "def "):
         if entry.startswith(prefix):
             head = entry.removeprefix(prefix)
-            if "(" not in head or prefix == "class " and ":" not in head:
+            if "(" not in head or (prefix == "class " and ":" not in head):
                 return " ".join(entry.split())
             return prefix + ast.unparse(ast.parse(f"def {head}: ..."))
     return ast.unparse(ast.parse(entry))
@@ -144,8 +142,9 @@ EXPECTED, SAID = there_is(), page_says()
 
 def test_the_page_has_every_public_name() -> None:
     missing = {name: entry for name, entry in EXPECTED.items() if name not in SAID}
-    assert not missing, "docs/api.md lacks these; add a fence of `pyi` with each, and say what it does:\n" + "\n".join(
-        f"    {name}: {entry}" for name, entry in missing.items()
+    assert not missing, (
+        "docs/api.md lacks these; add a fence of `pyi` with each, and say what it does:\n"
+        + "\n".join(f"    {name}: {entry}" for name, entry in missing.items())
     )
 
 

@@ -17,6 +17,7 @@ ESCAPE = (
 MISREAD = f"its host, port or database can't be right; {ESCAPE}"
 
 _QUOTED = re.compile('["«»“”„].*["«»“”„]', re.DOTALL)  # libpq's messages may be translated
+_COMPLETE = re.compile(r"postgres(ql)?://([^@]*@[^@]*|[^:@]*(:\d+)?(/[^:@]*)?)")  # has all of the password
 _URL = re.compile(r"(postgres(?:ql)?)(\+\w+)?://((?:[^@/]*@)?[^?]*)\??(.*)", re.DOTALL)
 
 # The first pattern that is found in an error's text names the cure of a common mistake.
@@ -69,7 +70,7 @@ def misread(text: str, params: Mapping[str, Any]) -> bool:
     hosts, port = str(params.get("host") or "").split(","), str(params.get("port") or "")
     if any("@" in host[1:] for host in hosts):  # an abstract Unix socket begins with one
         return True
-    if not re.fullmatch(r"[0-9,\s]*", port):
+    if not re.fullmatch(r"[0-9,\s]*", port) or "://" in str(params.get("dbname") or ""):
         return True
     scheme, _, rest = text.partition("://")
     if not rest or "=" in scheme:
@@ -87,9 +88,9 @@ def unreadable(text: str, error: Exception, known: Container[str]) -> str:
     wanted = "wanted is a URI (postgresql://user@host/database) or pairs (host=... dbname=...)"
     if "://" not in text:
         return f"{reason}; {wanted}"
-    query = text.partition("?")[2]
-    other = next((key for key, _ in parse_qsl(query) if key not in known), None)
-    if other is not None and "@" not in query and re.fullmatch(r"\w+", other):
+    before, _, query = text.partition("?")
+    other = next((key for key, _ in parse_qsl(query) if key not in known), "")
+    if re.fullmatch(r"\w+", other) and "@" not in query and _COMPLETE.fullmatch(before):
         return f"libpq has no option {other!r}; " + ("write sslmode=require" if other == "ssl" else "leave it out")
     return f"{reason}; {wanted}; {ESCAPE}"
 
