@@ -13,7 +13,7 @@ import pytest
 
 from conftest import until
 from pgnotifier import AsyncNotifier, Notifier
-from pgnotifier.journal import Entry, Journal
+from pgnotifier.journal import Consumer, Entry, Journal
 from pgnotifier.journal.upkeep import prepare
 
 from .reading import PUBLISH, effects, run
@@ -173,11 +173,17 @@ def test_a_cancelled_consume_leaves_no_consumer(
 ) -> None:
     """Nothing runs, and nothing is called, afterwards."""
     steps: list[str] = []
+    start = Consumer.start
 
     def slowly(*arguments: Any) -> None:
-        steps.append("began")
+        steps.append("while it registers")
         time.sleep(0.2)
         prepare(*arguments)
+
+    def start_slowly(consumer: Consumer) -> None:
+        start(consumer)
+        steps.append("when it is through")
+        time.sleep(0.2)
 
     async def main() -> None:
         called: list[Entry] = []
@@ -187,11 +193,10 @@ def test_a_cancelled_consume_leaves_no_consumer(
 
         async with notifier(dsn) as n:
             monkeypatch.setattr("pgnotifier.journal.upkeep.prepare", slowly)
+            monkeypatch.setattr(Consumer, "start", start_slowly)
             task = asyncio.ensure_future(journal.consume(n, "mailer", "orders", fn))
             if moment != "at once":
-                await eventually(lambda: steps)
-            if moment == "when it is through":
-                await eventually(lambda: "mailer" in str(n.channels()))
+                await eventually(lambda: moment in steps)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
