@@ -404,8 +404,11 @@ def test_stop_from_many_threads_and_again(journal: Journal, reader: Reader, cons
     assert consumer.status()["running"] is False
 
 
-def test_another_database_is_refused(journal: Journal, make_dsn: Any, make_notifier: Any, reader: Reader) -> None:
+def test_another_database_is_refused(
+    journal: Journal, make_dsn: Any, make_notifier: Any, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And leaves nothing: no consumer, no stream."""
+    monkeypatch.setattr("pgnotifier.journal.journal.SAME_DATABASE_SECONDS", 0.5)
     elsewhere = make_notifier(make_dsn())
     with pytest.raises(ValueError, match=r"must be connected to the journal's database 'j_"):
         journal.consume(elsewhere, "mailer", "orders", reader)
