@@ -423,6 +423,8 @@ def test_a_name_twice_on_one_notifier_is_refused(journal: Journal, reader: Reade
     consume()
     with pytest.raises(ValueError, match="mailer"):
         consume()
-    consume(name="other")
+    other = Reader(writes=False)
+    consume(other, name="other")
     journal.publish("orders", 1)
     reader.has(1)
+    other.has(1)
