@@ -78,7 +78,7 @@ class Rounds:
         most = self._order.batch
         if slice.done < self._alone_until:  # first the slice is kept, lest a later one has others before the entry
             most = 0 if position.upto is None else 1
-        after = session.run(turn.take(position, slice, most, tell), transaction=True)
+        after = session.run(turn.take(position, slice, most, tell, session.search_path), transaction=True)
         passed, turn.called = [entry.id for entry in turn.called], []
         skipped = turn.skipped.intersection(passed)
         turn.skipped -= skipped
