@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +15,7 @@ import pytest
 
 from conftest import until
 from pgnotifier import AsyncNotifier, Notifier
-from pgnotifier.journal import Entry, Journal
+from pgnotifier.journal import Consumer, Entry, Journal
 from pgnotifier.journal.upkeep import prepare
 
 from .reading import PUBLISH, effects, run
@@ -173,11 +175,17 @@ def test_a_cancelled_consume_leaves_no_consumer(
 ) -> None:
     """Nothing runs, and nothing is called, afterwards."""
     steps: list[str] = []
+    start = Consumer.start
 
     def slowly(*arguments: Any) -> None:
-        steps.append("began")
+        steps.append("while it registers")
         time.sleep(0.2)
         prepare(*arguments)
+
+    def start_slowly(consumer: Consumer) -> None:
+        start(consumer)
+        steps.append("when it is through")
+        time.sleep(0.2)
 
     async def main() -> None:
         called: list[Entry] = []
@@ -187,16 +195,13 @@ def test_a_cancelled_consume_leaves_no_consumer(
 
         async with notifier(dsn) as n:
             monkeypatch.setattr("pgnotifier.journal.upkeep.prepare", slowly)
+            monkeypatch.setattr(Consumer, "start", start_slowly)
             task = asyncio.ensure_future(journal.consume(n, "mailer", "orders", fn))
             if moment != "at once":
-                await eventually(lambda: steps)
-            if moment == "when it is through":
-                await eventually(lambda: "mailer" in str(n.channels()))
-            if task.cancel():
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-            else:  # it was a moment too late
-                await task.result().stop()
+                await eventually(lambda: moment in steps)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
             await asyncio.sleep(0.4)
             await eventually(lambda: "mailer" not in str(n.channels()))
             await asyncio.to_thread(journal.publish, "orders", 1)
@@ -249,6 +254,30 @@ def test_the_loop_ends_under_a_consumer(journal: Journal, dsn: str) -> None:
         journal.publish("orders", 1)
         until(lambda: not consumer.status()["running"])
         assert "loop is closed" in (consumer.status()["last_error"] or "")
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_the_loop_is_closed_over_work_that_it_has_not_begun(journal: Journal, dsn: str, is_stopped: bool) -> None:
+    """The consumer's thread ends all the same, and nothing is warned of."""
+
+    async def fn(entry: Entry, conn: AConn) -> None: ...
+
+    async def main() -> Consumer:
+        return journal.consume(n, "mailer", "orders", fn)
+
+    loop = asyncio.new_event_loop()
+    with Notifier(dsn, retry_delay=(0.01, 0.1)) as n:
+        consumer = loop.run_until_complete(main())
+        loop.run_until_complete(eventually(lambda: consumer.status()["active"]))
+        loop.run_until_complete(asyncio.sleep(0.5))  # it is idle
+        if is_stopped:
+            threading.Thread(target=consumer.stop).start()
+        else:
+            journal.publish("orders", 1)
+        until(lambda: loop._ready)  # type: ignore[attr-defined]
+        loop.close()
+        until(lambda: not [t for t in threading.enumerate() if t.name == "pgnotifier-consumer-mailer"], 5)
+        gc.collect()
 
 
 def test_a_plain_notifier_with_a_coroutine_function(journal: Journal, dsn: str, n: Notifier) -> None:

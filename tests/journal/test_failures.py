@@ -263,12 +263,17 @@ def test_a_callback_whose_connection_is_closed_or_killed(
         if entry.payload == 2 and reader.payloads.count(2) == 1:
             run(dsn, "select pg_terminate_backend(%s, 5000)", conn.info.backend_pid)
             raise ValueError("which counts as the loss")
+        if entry.payload == 4 and reader.payloads.count(4) == 1:
+            raise ValueError("the latest")
 
     consumer = consume(call)
     publish_at_once(dsn, 1, 2, 3)
     until(lambda: effects(dsn) == ["1", "2", "3"])
     until(lambda: consumer.status()["delivered"] == 3)
     assert consumer.status()["failed"] == 0
+    journal.publish("orders", 4)
+    until(lambda: consumer.status()["delivered"] == 4)
+    assert consumer.status()["last_error"] == "ValueError: the latest"
 
 
 def test_an_error_of_another_connections_is_a_failure(

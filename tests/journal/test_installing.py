@@ -50,6 +50,20 @@ def test_again_keeps_what_is_there(journal: Journal, dsn: str, reader: Reader, c
     assert consumer.status()["last_error"] is None
 
 
+def test_again_while_a_transaction_that_has_published_is_open(
+    journal: Journal, conn: psycopg.Connection[Any]
+) -> None:
+    """It neither waits for that, nor has other publishers wait."""
+    conn.execute(PUBLISH, ["open"])
+    installing = threading.Thread(target=journal.install)
+    installing.start()
+    installing.join(5)
+    waited = installing.is_alive()
+    conn.rollback()
+    installing.join()
+    assert not waited
+
+
 def test_a_newer_version_is_refused(journal: Journal, dsn: str) -> None:
     """Nothing has changed then."""
     run(dsn, "update pgnotifier.meta set version = 999")

@@ -54,7 +54,6 @@ class Consumer:
         self._lease = Lease(order.dbconf, self._token, order.schema, order.name)
         self._rounds = Rounds(seam, order, self._lease.holder, self._is_ending)
         self._session: Session | None = None
-        self._last_error: str | None = None
         self._trim_at, self._trim_after = monotonic(), 0
         self._stream = seam.listen(CHANNEL, f"journal consumer {order.schema}.{order.name}")
         lifecycle.watch_forks(self)
@@ -83,7 +82,7 @@ class Consumer:
             "delivered": rounds.delivered,
             "failed": rounds.failed,
             "skipped": rounds.skipped,
-            "last_error": self._last_error or rounds.last_error,
+            "last_error": rounds.last_error,
         }
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -146,17 +145,17 @@ class Consumer:
                 except Exception as error:
                     if self._is_ending():
                         return
-                    self._last_error = describe(error)
+                    self._rounds.last_error = describe(error)
                     if self._order.loop is not None and self._order.loop.is_closed():
                         log(ERROR, "consumer %r ends: its event loop is closed", self._order.name)
                         return
-                    log(WARNING, "consumer %r begins again: %s", self._order.name, self._last_error)
+                    log(WARNING, "consumer %r begins again: %s", self._order.name, self._rounds.last_error)
                     attempt = self._seam.next_attempt(attempt, monotonic() - began)
                     self._pause(self._seam.delay(attempt))
         except (StreamClosed, Abandoned):
             pass
         except Removed as error:
-            self._last_error = str(error)
+            self._rounds.last_error = str(error)
             log(ERROR, "consumer %r ends: %s", self._order.name, error)
         except BaseException as error:
             log(CRITICAL, "consumer %r met %s: stopping", self._order.name, type(error).__name__)

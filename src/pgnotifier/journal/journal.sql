@@ -36,7 +36,6 @@ create table if not exists {schema}.journal (
     at timestamptz not null default pg_catalog.clock_timestamp(),  -- now() is when the transaction began
     xid xid8 not null default pg_catalog.pg_current_xact_id()      -- of the top-level transaction
 );
-create index if not exists journal_xid on {schema}.journal (xid);
 
 -- A consumer's position: it has had what is visible in `since`, and of what is visible in `upto` too all ids up to `done`.
 create table if not exists {schema}.consumer (
@@ -126,8 +125,15 @@ begin
     notify pgnotifier_journal, '1';
     return null;
 end $$;
-create or replace trigger wake after insert on {schema}.journal
-    for each statement execute function {schema}.wake();
+
+-- Both lock the table against inserts, also if there is nothing to do: only once.
+do $$ begin
+    if not exists (select from pg_catalog.pg_trigger where tgrelid = {journal_text}::regclass and tgname = 'wake') then
+        create index journal_xid on {schema}.journal (xid);
+        create trigger wake after insert on {schema}.journal
+            for each statement execute function {schema}.wake();
+    end if;
+end $$;
 
 -- The id of this session's latest entry: a role that may only insert cannot read it.
 create or replace function {schema}.last_id() returns bigint language sql

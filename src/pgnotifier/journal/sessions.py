@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 # A peer that has vanished is noticed within ten seconds, whether something was sent or is awaited.
 KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+
+LOOP_SECONDS = 1.0  # between two looks whether an event loop that has work was closed
 
 CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)  # tried again, and no failures
 
@@ -91,7 +93,7 @@ class Session:
             conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
             if loop is not None:
                 self.conn = psycopg.AsyncConnection(conn.pgconn)
-                _begin(_like(self.conn), loop).result()
+                _Handed(_like(self.conn), loop).result()
         except BaseException:
             conn.close()
             raise
@@ -109,8 +111,9 @@ class Session:
             raise psycopg.OperationalError("a callback has left a transaction open")  # in which nothing would commit
         if isinstance(self.conn, psycopg.AsyncConnection):
             assert self._loop is not None
-            self._future = _begin(self._arun(self.conn, work, transaction), self._loop)
-            return self._future.result()  # type: ignore[no-any-return]
+            handed = _Handed(self._arun(self.conn, work, transaction), self._loop)
+            self._future = handed.future
+            return handed.result()  # type: ignore[no-any-return]
         if self._owner is not None:
             inside.set(self._owner)  # in its thread, for good
         with self.conn.transaction() if transaction else nullcontext():
@@ -205,13 +208,24 @@ class Session:
         self.close()
 
 
-def _begin(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
-    """Have the event loop do it. Raises `RuntimeError` if it is closed."""
-    try:
-        return asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError:
-        work.close()  # else Python warns that nobody has awaited it
-        raise
+class _Handed:
+    """Work that an event loop does. Raises `RuntimeError` if the loop is closed, before or meanwhile."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._work, self._loop = work, loop
+        try:
+            self.future: Future[Any] = asyncio.run_coroutine_threadsafe(work, loop)
+        except RuntimeError:
+            work.close()  # else Python warns that nobody has awaited it
+            raise
+
+    def result(self) -> Any:
+        while not wait([self.future], LOOP_SECONDS).done:
+            if self._loop.is_closed():  # it forgets what it has not begun, and tells nobody
+                with suppress(RuntimeError, ValueError):
+                    self._work.close()
+                raise RuntimeError("the event loop is closed")
+        return self.future.result()
 
 
 async def _like(conn: psycopg.AsyncConnection[Any]) -> None:
