@@ -52,7 +52,9 @@ class Rounds:
         self._alone_until = 0  # entries up to this id have a transaction each
         self._slice: tuple[Position, Position] | None = None  # the latest, and the position before it
         self._gaps = False
-        self.delivered = self.failed = self.skipped = 0
+        self.delivered: int = 0
+        self.failed: int = 0
+        self.skipped: int = 0
         self.last_error: str | None = None
 
     def begin(self) -> None:
