@@ -1,7 +1,7 @@
 """How the documentation is built: `sphinx-build -W --keep-going -b html docs docs/_build/html`.
 
-The pages read well on GitHub too. What is for the built pages alone (tables of contents) stands in comments that begin
-with `<!-- sphinx`. Other comments are the tests', see tests/live/pages.py.
+The pages read well on GitHub too. Tables of contents are for the built pages alone. They stand in comments that begin
+with `<!-- sphinx`. Tests use other comments, see tests/live/pages.py.
 """
 
 import re

@@ -139,11 +139,7 @@ def test_the_readme_example(server: str) -> None:
     ("mark", "first", "heard"),
     [
         ("callbacks", "", "orders {'id': 42}\n"),
-        (
-            "stream",
-            "Listening(channels=('orders',), gaps=())\n",
-            "Notification(channel='orders', payload={'id': 42}, ",
-        ),
+        ("stream", "Listening(channels=('orders',), gaps=())\n", "Notification(channel='orders', payload={'id': 42}"),
     ],
 )
 def test_the_readme_begins_with(

@@ -35,7 +35,7 @@ def page(database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_what_commits_is_heard(page: Any) -> None:
     place, heard = page["place_order"], page["customers"]
-    with Notifier(page["conninfo"]()) as n:
+    with Notifier(page["engine"].url) as n:
         n.subscribe("customers", "orders", page["order_changed"], on_listen=page["read_orders"])
         with Session(page["engine"]) as session:
             place(session, "nobody")  # is rolled back
@@ -50,7 +50,7 @@ def test_what_commits_is_heard(page: Any) -> None:
 def test_what_was_missed_is_read(page: Any, database: Database) -> None:
     insert, names = "insert into orders (customer) values (%s)", page["customers"]
     database.execute(insert, ["Ada"])
-    with Notifier(page["conninfo"](), retry_delay=(0.01, 0.1)) as n:
+    with Notifier(page["engine"].url, retry_delay=(0.01, 0.1)) as n:
         n.subscribe("customers", "orders", page["order_changed"], on_listen=page["read_orders"])
         until(lambda: list(names.values()) == ["Ada"])
         with database.unreachable():

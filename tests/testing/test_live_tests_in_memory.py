@@ -21,6 +21,7 @@ LIVE = Path(__file__).parents[1] / "live"
 # What is left out, and why; all else is run.
 LEFT_OUT = {
     "test_delivery": {
+        "test_a_burst_is_read_in_large_batches": "is about libpq's buffer",
         "test_a_name_the_server_refuses": "creates a database",
         "test_changes_under_traffic_lose_nothing": "nothing holds its writer back in memory, and it takes 20 s",
         "test_no_server_leaves_nothing": "is about the way to a server",

@@ -118,7 +118,7 @@ class Exchange(ABC):
                 self._take(batch)
             if self._asked is not None:
                 self._hear(batch, since)
-            elif not batch and self._conn.pgconn.status == pq.ConnStatus.BAD:
+            elif self._conn.pgconn.status == pq.ConnStatus.BAD:
                 raise psycopg.OperationalError("the connection was lost")
         except BaseException as error:
             self._take(batch)

@@ -107,6 +107,17 @@ create or replace function {schema}.slice(
     where coalesce(s.before, 0) < slice.bytes order by s.id
 $$;
 
+-- Moves a position, in the transaction in which the turn began.
+create or replace function {schema}.move(
+    consumer text, turn text, since pg_snapshot, upto pg_snapshot, done bigint, last bigint, newest bigint)
+    returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    update {schema}.consumer c set since = move.since, upto = move.upto, done = move.done, last = move.last,
+        newest = greatest(c.newest, move.newest), moved = clock_timestamp()
+        where c.name = move.consumer and current_setting('pgnotifier.turn', true) = move.turn;
+    return found;
+end $$;
+
 -- Wakes consumers. Many statements of a transaction make one notification, for the payload is always the same.
 create or replace function {schema}.wake() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
@@ -157,7 +168,8 @@ begin
     end if;
     select pg_catalog.jsonb_object_agg(a.attname, coalesce(new_row, old_row) -> a.attname::text) into key
         from pg_catalog.pg_index i
-        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey[0:i.indnkeyatts - 1])  -- without INCLUDE
+        join pg_catalog.pg_attribute a on a.attrelid = i.indrelid
+            and a.attnum = any (i.indkey[0:i.indnkeyatts - 1])  -- without INCLUDE
         where i.indrelid = tg_relid and i.indisprimary and tg_level = 'ROW';
     insert into {schema}.journal (channel, payload) values (tg_argv[0], pg_catalog.jsonb_build_object(
         'op', tg_op, 'schema', tg_table_schema, 'table', tg_table_name, 'key', key, 'old', old_row, 'new', new_row)::text);

@@ -52,7 +52,9 @@ class Rounds:
         self._alone_until = 0  # entries up to this id have a transaction each
         self._slice: tuple[Position, Position] | None = None  # the latest, and the position before it
         self._gaps = False
-        self.delivered = self.failed = self.skipped = 0
+        self.delivered: int = 0
+        self.failed: int = 0
+        self.skipped: int = 0
         self.last_error: str | None = None
 
     def begin(self) -> None:
@@ -78,7 +80,7 @@ class Rounds:
         most = self._order.batch
         if slice.done < self._alone_until:  # first the slice is kept, lest a later one has others before the entry
             most = 0 if position.upto is None else 1
-        after = session.run(turn.take(position, slice, most, tell), transaction=True)
+        after = session.run(turn.take(position, slice, most, tell, session.search_path), transaction=True)
         passed, turn.called = [entry.id for entry in turn.called], []
         skipped = turn.skipped.intersection(passed)
         turn.skipped -= skipped

@@ -33,6 +33,8 @@ LOOP_SECONDS = 1.0  # between two looks whether an event loop that has work was 
 
 CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)  # tried again, and no failures
 
+PATH = b"select pg_catalog.current_setting('search_path'); set search_path = pg_catalog, pg_temp"
+
 inside: ContextVar[object] = ContextVar("pgnotifier_consumer", default=None)  # whose callback runs in this context
 
 
@@ -86,6 +88,8 @@ class Session:
         try:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             _keep_alive(self._socket)
+            # The statements of the journal run under a path of their own, a callback under that of its role.
+            self.search_path: str = conn.execute(PATH).fetchone()[0]  # type: ignore[index]
             conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
             if loop is not None:
                 self.conn = psycopg.AsyncConnection(conn.pgconn)

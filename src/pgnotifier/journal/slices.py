@@ -70,25 +70,27 @@ LOCK = """
     select since::text, upto::text, done, last, gaps,
         (select holder from {s}.lease where consumer = name) = %(holder)s::uuid,
         array(select channel from {s}.consumer_channel where consumer = name order by channel collate "C"),
-        pg_catalog.set_config('pgnotifier.turn', %(turn)s, true)
+        pg_catalog.set_config('pgnotifier.turn', %(turn)s, true),
+        case when gaps = 0 and not %(tell)s then pg_catalog.set_config('search_path', %(path)s, true) end
     from {s}.consumer where name = %(name)s for no key update skip locked"""
 
 READ = """
-    select * from {s}.slice(%(name)s, %(since)s::pg_snapshot, %(upto)s::pg_snapshot, %(done)s, %(last)s, %(most)s,
-        %(bytes)s)"""
+    select * from {s}.slice(%(name)s, %(since)s::pg_catalog.pg_snapshot, %(upto)s::pg_catalog.pg_snapshot, %(done)s,
+        %(last)s, %(most)s, %(bytes)s)"""
 
+# After a callback, and so under the path of its role: no operator, and every type with its schema.
 MOVE = """
-    update {s}.consumer set since = %(since)s::pg_snapshot, upto = %(upto)s::pg_snapshot, done = %(done)s,
-        last = %(last)s, newest = greatest(newest, %(newest)s), moved = pg_catalog.clock_timestamp()
-    where name = %(name)s and pg_catalog.current_setting('pgnotifier.turn', true) = %(turn)s
-    returning 1"""
+    select moved from {s}.move(%(name)s, %(turn)s, %(since)s::pg_catalog.pg_snapshot,
+        %(upto)s::pg_catalog.pg_snapshot, %(done)s, %(last)s, %(newest)s) as moved"""
 
 GAPS = """
     select channel, reason, since, until, dropped from {s}.gap where consumer = %(name)s
     order by since, channel collate "C" """
 
 TOLD = "delete from {s}.gap where consumer = %(name)s and channel = %(channel)s and reason = %(reason)s returning 1"
-SETTLE = "update {s}.consumer set gaps = 0 where name = %(name)s and gaps <> 0 returning 1"
+SETTLE = """
+    with settled as (update {s}.consumer set gaps = 0 where name = %(name)s and gaps <> 0)
+    select pg_catalog.set_config('search_path', %(path)s, true)"""
 
 
 TAIL = """
@@ -156,19 +158,20 @@ class Turn:
         self.called: list[Entry] = []
         self._number = 0
 
-    def take(self, before: Position, slice: Position, most: int, gaps: bool) -> Work[Position]:
+    def take(self, before: Position, slice: Position, most: int, gaps: bool, path: str) -> Work[Position]:
         """Tell of gaps, call for the next entries of `slice`, move the position from `before`, and return it.
 
-        `most` is how many entries; with 0 the slice is only kept, so that it is taken up as it is.
+        Callbacks run under the search_path `path`. `most` is how many entries; with 0 the slice is only kept, so that
+        it is taken up as it is.
         Raises `Moved` where the stored position is not `before`, the lease or the list of channels another's.
         """
         self._number += 1
         turn = f"{self.holder} {self._number}"
-        rows = yield statement(self.schema, LOCK, name=self.name, holder=self.holder, turn=turn)
+        rows = yield statement(self.schema, LOCK, name=self.name, holder=self.holder, turn=turn, tell=gaps, path=path)
         if not rows or not rows[0][5] or rows[0][6] != self.channels or Position(*rows[0][:4]) != before:
             raise Moved
         if gaps or rows[0][4]:
-            yield from self._tell()
+            yield from self._tell(path)
         after = slice
         if slice.upto is not None and most:
             after = yield from self._deliver(slice, most)
@@ -176,7 +179,7 @@ class Turn:
             values = {"since": after.since, "upto": after.upto, "done": after.done, "last": after.last}
             newest = self.called[-1].id if self.called else 0
             moved = yield statement(self.schema, MOVE, name=self.name, turn=turn, newest=newest, **values)
-            if not moved:
+            if not moved[0][0]:
                 raise TurnEnded("the callback has ended the transaction")
         return after
 
@@ -197,10 +200,10 @@ class Turn:
             return Position(slice.upto or slice.since)
         return replace(slice, done=done)
 
-    def _tell(self) -> Work[None]:
+    def _tell(self, path: str) -> Work[None]:
         rows = yield statement(self.schema, GAPS, name=self.name)
         for channel, reason, since, until, dropped in rows:
             self.current = None
             yield self.tell(channel, Gap(channel, reason, since, until, dropped))
             yield statement(self.schema, TOLD, name=self.name, channel=channel, reason=reason)
-        yield statement(self.schema, SETTLE, name=self.name)
+        yield statement(self.schema, SETTLE, name=self.name, path=path)

@@ -128,7 +128,7 @@ class PGconn:
                 self._fail_if_ended()
 
     def hear(self) -> None:
-        if self._rung:
+        if self._rung and not self._ended:  # an end stays readable
             self._rung = False
             with contextlib.suppress(OSError):
                 self._near.recv(16)
