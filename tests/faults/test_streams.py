@@ -135,7 +135,7 @@ def test_everything_at_once(db: Server, traffic: Traffic, channels: list[str], r
     with Notifier(db.dsn, max_pending=limit, **FAST) as n:
         for name in channels:  # so that a mute of both does not change what is listened to
             n.subscribe("other", name, lambda *a: None)
-        slow = Followed(n.listen(*channels, id="slow"), lambda: rng.choice([0, 0, 0.02]))
+        slow = Followed(n.listen(*channels, id="slow"), lambda: rng.choice([0, 0.02, 0.05]))
         quick = Followed(n.listen(*channels, id="quick"))
         most, end = 0, time.monotonic() + 4
         while time.monotonic() < end:
