@@ -87,7 +87,7 @@ def test_a_finalizer_under_the_state_lock(server: str, channel: str, lock: bool)
             began = time.monotonic()
             del stream
             gc.collect()
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 3  # the lock is held for five seconds; a collection takes a while
             go.set()
             thread.join()
         until(lambda: not n.subscribers())
