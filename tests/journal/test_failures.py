@@ -423,3 +423,14 @@ def test_a_name_twice_on_one_notifier_is_refused(journal: Journal, reader: Reade
     consume(name="other")
     journal.publish("orders", 1)
     reader.has(1)
+
+
+def test_a_consumer_whose_channel_is_removed_says_why_it_ends(
+    journal: Journal, n: Notifier, consume: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = consume()
+    until(lambda: consumer.status()["active"])
+    n.remove_channels("pgnotifier_journal")
+    until(lambda: not consumer.status()["running"])
+    assert consumer.status()["last_error"] == "channel 'pgnotifier_journal' was removed"
+    assert "consumer 'mailer' ends: channel 'pgnotifier_journal' was removed" in caplog.text

@@ -153,7 +153,9 @@ class Consumer:
                     attempt = self._seam.next_attempt(attempt, monotonic() - began)
                     self._pause(self._seam.delay(attempt))
         except (StreamClosed, Abandoned):
-            pass
+            if not self._is_ending():
+                self._rounds.last_error = f"channel {CHANNEL!r} was removed"
+                log(ERROR, "consumer %r ends: %s", self._order.name, self._rounds.last_error)
         except Removed as error:
             self._rounds.last_error = str(error)
             log(ERROR, "consumer %r ends: %s", self._order.name, error)
