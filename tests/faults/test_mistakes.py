@@ -79,6 +79,19 @@ def test_an_option_that_may_be_a_piece_of_a_password() -> None:
         assert "%3F for ?" in text
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "ada:hun?@kqzj/kqzj@127.0.0.1/app",  # for libpq the credentials end at the first @, and the host follows
+        "ada@127.0.0.1/app?password=hun&kqzj=22",
+    ],
+)
+def test_a_piece_of_a_password_behind_a_question_mark(rest: str) -> None:
+    for scheme in ("postgresql", "postgresql+psycopg"):
+        assert "kqzj" not in said(f"{scheme}://{rest}", psycopg.ProgrammingError)
+        assert "kqzj" not in repr(Notifier(f"{scheme}://{rest}", autostart=False))
+
+
 def test_an_unquoted_at_sign() -> None:
     for scheme in ("postgresql", "postgresql+psycopg"):
         text = said(f"{scheme}://ada:hunter@22@127.0.0.1/app", psycopg.ProgrammingError)

@@ -38,6 +38,30 @@ def notifier(dsn: str) -> AsyncNotifier:
     return AsyncNotifier(dsn, retry_delay=(0.01, 0.1))
 
 
+def test_a_callback_that_lets_a_cancellation_through(journal: Journal, dsn: str) -> None:
+    """As of a task for which it has waited: a failure like any other, which `on_error` can end; nobody is stuck."""
+
+    async def main() -> None:
+        async def fn(entry: Entry, conn: AConn) -> None:
+            await awrite(entry, conn)
+            if entry.payload == 2:
+                task = asyncio.create_task(asyncio.sleep(60))
+                await asyncio.sleep(0)
+                task.cancel()
+                await task
+
+        async with notifier(dsn) as n, await journal.consume(n, "mailer", "orders", fn, on_error="skip") as consumer:
+            for number in (1, 2, 3):
+                journal.publish("orders", number)
+            await eventually(lambda: consumer.status()["delivered"] == 2)
+            status = consumer.status()
+            assert (status["failed"], status["skipped"]) == (5, 1)
+            assert status["last_error"] == "CancelledError: "
+        assert effects(dsn) == ["1", "3"]
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 def test_a_coroutine_function(journal: Journal, dsn: str) -> None:
     """In the loop's thread, in one transaction with the position; its publishing too; no task is left."""
 

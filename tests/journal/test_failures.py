@@ -15,6 +15,7 @@ import pytest
 from conftest import until
 from pgnotifier import Notifier
 from pgnotifier.journal import Entry, Journal
+from pgnotifier.journal import consumer as consumer_module
 
 from .reading import PUBLISH, Reader, effects, run, write
 
@@ -428,3 +429,39 @@ def test_a_name_twice_on_one_notifier_is_refused(journal: Journal, reader: Reade
     journal.publish("orders", 1)
     reader.has(1)
     other.has(1)
+
+
+def test_a_consumer_whose_channel_is_removed_says_why_it_ends(
+    journal: Journal, n: Notifier, consume: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = consume()
+    until(lambda: consumer.status()["active"])
+    n.remove_channels("pgnotifier_journal")
+    until(lambda: not consumer.status()["running"])
+    assert consumer.status()["last_error"] == "channel 'pgnotifier_journal' was removed"
+    assert "consumer 'mailer' ends: channel 'pgnotifier_journal' was removed" in caplog.text
+
+
+def test_trimming_that_fails_is_no_failure_of_an_entry(
+    journal: Journal, dsn: str, consume: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it end the session, or keep anything from being delivered."""
+    journal.install(keep=timedelta(0))
+    run(dsn, "create function refuse() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$")
+    run(dsn, "create trigger refuse before delete on pgnotifier.journal for each row execute function refuse()")
+    monkeypatch.setattr(consumer_module, "TRIM_EVERY", 0.01)
+    failures = iter([ValueError("once")])
+
+    def fn(entry: Entry, conn: psycopg.Connection[Any]) -> None:
+        if entry.payload == 2 and (error := next(failures, None)):
+            raise error
+        write(conn, entry)
+
+    consumer = consume(fn, on_error="skip")
+    for number in (1, 2, 3):
+        journal.publish("orders", number)
+    until(lambda: consumer.status()["delivered"] == 3)
+    assert (consumer.status()["failed"], consumer.status()["skipped"]) == (1, 0)
+    assert effects(dsn) == ["1", "2", "3"]
+    assert "cannot trim the journal: RaiseException: not this one" in caplog.text
+    assert "begins again" not in caplog.text

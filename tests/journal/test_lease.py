@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from subprocess import Popen
@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from conftest import until
+from pgnotifier import Notifier
 from pgnotifier.journal import Journal
 
 from . import process
@@ -188,3 +189,19 @@ def test_a_forked_child_leaves_the_parents_consumer_alone(
     journal.publish("orders", 2)
     reader.has(1, 2)
     assert run(dsn, sessions) == before
+
+
+def test_a_session_that_gave_the_name_away_is_left_alone(
+    journal: Journal, make_notifier: Callable[..., Notifier], consume: Any
+) -> None:
+    """A consumer that steps back for one with other channels waits on; its session is no vanished holder's."""
+    first = consume(notifier=make_notifier())
+    until(lambda: first.status()["active"])
+    session = first._session
+    second = consume(notifier=make_notifier(), channels=["orders", "refunds"])
+    journal.publish("orders", 1)
+    until(lambda: second.status()["active"])
+    second.stop()
+    until(lambda: first.status()["active"])
+    assert first._session is session
+    assert first.status()["last_error"] is None

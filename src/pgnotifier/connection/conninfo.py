@@ -75,8 +75,8 @@ def misread(text: str, params: Mapping[str, Any]) -> bool:
     scheme, _, rest = text.partition("://")
     if not rest or "=" in scheme:
         return False
-    authority, _, path = rest.partition("?")[0].partition("/")
-    return authority.count("@") > 1 or "@" in path
+    # As libpq: a user and password go to the first @, whatever stands before it but a slash.
+    return "@" in re.sub("^[^@/]*@", "", rest).partition("?")[0]
 
 
 def unreadable(text: str, error: Exception, known: Container[str]) -> str:
@@ -90,7 +90,8 @@ def unreadable(text: str, error: Exception, known: Container[str]) -> str:
         return f"{reason}; {wanted}"
     before, _, query = text.partition("?")
     other = next((key for key, _ in parse_qsl(query) if key not in known), "")
-    if re.fullmatch(r"\w+", other) and "@" not in query and _COMPLETE.fullmatch(before):
+    secret = "@" in query or "password=" in query
+    if re.fullmatch(r"\w+", other) and not secret and _COMPLETE.fullmatch(before):
         return f"libpq has no option {other!r}; " + ("write sslmode=require" if other == "ssl" else "leave it out")
     return f"{reason}; {wanted}; {ESCAPE}"
 

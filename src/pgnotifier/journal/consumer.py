@@ -153,7 +153,9 @@ class Consumer:
                     attempt = self._seam.next_attempt(attempt, monotonic() - began)
                     self._pause(self._seam.delay(attempt))
         except (StreamClosed, Abandoned):
-            pass
+            if not self._is_ending():
+                self._rounds.last_error = f"channel {CHANNEL!r} was removed"
+                log(ERROR, "consumer %r ends: %s", self._order.name, self._rounds.last_error)
         except Removed as error:
             self._rounds.last_error = str(error)
             log(ERROR, "consumer %r ends: %s", self._order.name, error)
@@ -217,13 +219,18 @@ class Consumer:
     def _trim(self, session: Session) -> None:
         """Look at some of the entries that are old, and go on there the next time."""
         schema, self._trim_at = self._order.schema, monotonic() + TRIM_EVERY
-        keep = session.run(upkeep.state(schema)).keep
-        for _ in range(TRIM_STEPS if keep is not None else 0):
-            assert keep is not None
-            step = session.run(upkeep.trim(schema, keep, self._trim_after), transaction=True)
-            self._trim_after = step.after if step.more else 0
-            if not step.more or self._is_ending():
-                break
+        try:
+            keep = session.run(upkeep.state(schema)).keep
+            for _ in range(TRIM_STEPS if keep is not None else 0):
+                assert keep is not None
+                step = session.run(upkeep.trim(schema, keep, self._trim_after), transaction=True)
+                self._trim_after = step.after if step.more else 0
+                if not step.more or self._is_ending():
+                    break
+        except psycopg.Error as error:  # which no entry is to blame for
+            if session.is_broken:
+                raise
+            log(WARNING, "consumer %r cannot trim the journal: %s", self._order.name, describe(error))
 
 
 class AsyncConsumer:

@@ -19,8 +19,8 @@ SECONDS = 6.0  # of a lease, by the server's clock
 RENEW = 2.0  # seconds between two renewals
 POLL = 1.0  # seconds between two looks of a process that waits
 
-# Takes a lease that has expired or is this holder's, and returns whose session had it before. A lease that ends too
-# far ahead counts as expired: the server's clock has been set back.
+# Takes a lease that has expired or is this holder's, and returns whose session had it before, unless that has given
+# it back. A lease that ends too far ahead counts as expired: the server's clock has been set back.
 TAKE = """
     with taken as (
         insert into {s}.lease (consumer, holder, pid, began, expires)
@@ -32,7 +32,7 @@ TAKE = """
         where lease.holder = excluded.holder or not lease.expires between pg_catalog.clock_timestamp()
             and pg_catalog.clock_timestamp() + %(seconds)s * interval '2 seconds'
         returning 1)
-    select l.pid, l.began from taken left join {s}.lease l on l.consumer = %(name)s"""
+    select l.pid, l.began from taken left join {s}.lease l on l.consumer = %(name)s and l.expires > '-infinity'"""
 
 # It may hold the position's row: of a frozen process, or of a host that has vanished.
 END = """

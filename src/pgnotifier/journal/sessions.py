@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -85,6 +85,7 @@ class Session:
         self.conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] = conn
         self._future: Any = None
         self.in_call: bool = False  # whether user code is running
+        self._cancelled: asyncio.CancelledError | None = None  # what user code has let through
         try:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             _keep_alive(self._socket)
@@ -112,8 +113,13 @@ class Session:
         if isinstance(self.conn, psycopg.AsyncConnection):
             assert self._loop is not None
             handed = _Handed(self._arun(self.conn, work, transaction), self._loop)
-            self._future = handed.future
-            return handed.result()  # type: ignore[no-any-return]
+            self._future, self._cancelled = handed.future, None
+            try:
+                return handed.result()  # type: ignore[no-any-return]
+            except CancelledError:
+                if self._cancelled is None:
+                    raise
+                raise CallFailed(self._cancelled) from None
         if self._owner is not None:
             inside.set(self._owner)  # in its thread, for good
         with self.conn.transaction() if transaction else nullcontext():
@@ -132,14 +138,14 @@ class Session:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             if isinstance(step, Call):
-                error = None
+                error: BaseException | None = None
                 self.in_call = True
                 try:
                     result = step.function(*step.arguments, conn)
                     if asyncio.iscoroutine(result):
                         result.close()
                         raise TypeError("the callback returned a coroutine: give the coroutine function itself")
-                except Exception as raised:
+                except (Exception, asyncio.CancelledError) as raised:
                     error = raised
                 finally:
                     self.in_call = False
@@ -164,6 +170,9 @@ class Session:
                     result = step.function(*step.arguments, conn)
                     if hasattr(result, "__await__"):
                         await result
+                except asyncio.CancelledError as raised:  # such as that of a task for which it has waited
+                    self._cancelled = raised
+                    raise
                 except Exception as raised:
                     error = raised
                 finally:
@@ -246,7 +255,7 @@ def _one(query: Statement) -> Work[list[Any]]:
     return (yield query)  # type: ignore[no-any-return]
 
 
-def _check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: Exception | None) -> None:
+def _check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: BaseException | None) -> None:
     """After a call: raise `CallFailed` if it has failed by itself; a lost connection and a conflict as they are."""
     status = conn.pgconn.transaction_status
     if error is None and status == pq.TransactionStatus.INTRANS:
