@@ -89,8 +89,11 @@ class Supervisor:
         life = self.shared.life
         if life is None or life.stopping or life.ended.is_set():
             return ["the notifier is stopped"], []
+        published = life.published  # before the workers are counted, which come before it
         missing, session = self._workers.missing, life.session
-        dead = [f"{missing} of its worker threads are missing"] if missing and life.published else []
+        if life.stopping or life is not self.shared.life:  # looked at after it, for they end after that
+            return ["the notifier is stopped"], []
+        dead = [f"{missing} of its worker threads are missing"] if missing and published else []
         error = self.shared.last_error
         if session is None:
             reason = f": {error}" if error else ""

@@ -18,6 +18,7 @@ import pytest
 import pgnotifier
 from conftest import until
 from pgnotifier import AsyncNotifier, Gap, Health, Notifier
+from pgnotifier.delivery.workers import Workers
 from pgnotifier.testing import AsyncMemoryNotifier, MemoryNotifier
 
 Conn = psycopg.Connection[Any]
@@ -347,3 +348,26 @@ def test_a_callback_with_the_wrong_number_of_arguments(n: Notifier, fn: Any, cha
 def test_health_is_public() -> None:
     assert pgnotifier.Health is Health
     assert Health._fields == ("live", "ready", "problems")
+
+
+@pytest.mark.parametrize("how", ["start", "stop"])
+def test_a_start_or_stop_that_interrupts_the_look(server: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced: workers that have not been started, or have ended since, are not missing."""
+    n = Notifier(server)
+    supervisor, missing = n._supervisor, Workers.missing.fget  # type: ignore[attr-defined]
+    life = supervisor.shared.life
+    assert life is not None
+
+    def interrupted(workers: Workers) -> int:
+        if how == "start":
+            life.published = True
+            return 1  # as counted before
+        n.stop()
+        return int(missing(workers))
+
+    life.published = how == "stop"
+    monkeypatch.setattr(Workers, "missing", property(interrupted))
+    problems = n.health().problems
+    monkeypatch.undo()
+    n.stop()
+    assert problems == (() if how == "start" else ("the notifier is stopped",))
