@@ -205,3 +205,10 @@ def test_a_session_that_gave_the_name_away_is_left_alone(
     until(lambda: first.status()["active"])
     assert first._session is session
     assert first.status()["last_error"] is None
+
+
+def test_an_idle_consumer_whose_name_was_taken_says_so(journal: Journal, dsn: str, consume: Any) -> None:
+    consumer = consume()
+    until(lambda: consumer.status()["active"])
+    run(dsn, "update pgnotifier.lease set holder = pg_catalog.gen_random_uuid()")
+    until(lambda: not consumer.status()["active"])

@@ -78,7 +78,7 @@ class Consumer:
         return {
             "name": self._order.name,
             "running": self._thread.is_alive() and not self._stopping,
-            "active": self._active,
+            "active": self._active and self._lease.is_held,
             "delivered": rounds.delivered,
             "failed": rounds.failed,
             "skipped": rounds.skipped,

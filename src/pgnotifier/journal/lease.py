@@ -53,6 +53,7 @@ class Lease:
     def __init__(self, dbconf: DbConf, token: CancelToken, schema: str, name: str) -> None:
         self._dbconf, self._token, self._schema, self._name = dbconf, token, schema, name
         self.holder: str = str(uuid4())
+        self.is_held: bool = False  # as far as is known here
         self._renewer: threading.Thread | None = None
         self._session: Session | None = None  # the renewer's
         self._end: SimpleQueue[None] = SimpleQueue()  # unlike an Event, it may be used in signal handlers
@@ -68,6 +69,7 @@ class Lease:
             with suppress(psycopg.errors.InsufficientPrivilege):  # another role's: the row's lock decides then
                 session.ask(statement(self._schema, END, pid=pid, began=began))
         self._end = SimpleQueue()
+        self.is_held = True
         self._renewer = threading.Thread(target=self._renew, name=f"pgnotifier-lease-{self._name}", daemon=True)
         threads.start(self._renewer)
         return True
@@ -98,6 +100,7 @@ class Lease:
                         with suppress(Empty):
                             end.get(timeout=RENEW)
                             return
+                    self.is_held = False
                     return
             except Exception as error:
                 if not self._token.cancelled:
