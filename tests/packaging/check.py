@@ -103,8 +103,8 @@ def check_wheel(wheel: Path, here: Path) -> None:
 
 
 # What belongs to no public name; mypy checks it. Pyright reports it because `Notifier` imports it.
-MODULES = ("calls", "changes", "connection", "deferred", "delivery", "listener", "shared", "starting", "supervisor")
-INTERNAL = tuple(f"pgnotifier.{name}." for name in MODULES)
+MODULES = ("calls", "changes", "connection", "deferred", "delivery", "listener", "reading", "shared", "starting")
+INTERNAL = (*(f"pgnotifier.{name}." for name in (*MODULES, "supervisor")), "pgnotifier.health.examine")
 
 
 def check_types(python: Path, here: Path) -> None:

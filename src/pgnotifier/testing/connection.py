@@ -52,7 +52,10 @@ class PGconn:
     """The side of `psycopg.pq`. `channels` are those that it listens to, `door` is the way it came in."""
 
     ssl_in_use = False
-    user, host, port, db = b"test", b"memory", b"0", b"test"
+    user: bytes = b"test"
+    host: bytes = b"memory"
+    port: bytes = b"0"
+    db: bytes = b"test"
 
     def __init__(self, backend: Backend, pid: int, door: object) -> None:
         self._backend = backend
