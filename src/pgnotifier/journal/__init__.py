@@ -1,6 +1,7 @@
 """Notifications that survive: a table of entries, and consumers that are given all of them (guarantee 18)."""
 
-from .consumer import AsyncConsumer, Consumer, ConsumerStatus
+from .aio import AsyncConsumer
+from .consumer import Consumer, ConsumerStatus
 from .journal import Journal
 from .slices import Entry
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from time import monotonic
-from types import TracebackType
 from typing import TypedDict
 
 import psycopg
 
 from .. import lifecycle, threads
-from ..calls import Call
 from ..connection import Abandoned, CancelToken
 from ..errors import StreamClosed
 from ..log import CRITICAL, ERROR, INFO, WARNING, describe, log
@@ -19,8 +17,9 @@ from . import upkeep
 from .lease import POLL, Lease
 from .rounds import Order, Rounds
 from .seam import Seam
-from .sessions import CallFailed, Session, inside
+from .sessions import Session, inside
 from .slices import Moved, Removed, TurnEnded, leads, stored
+from .work import CallFailed
 
 CHANNEL = "pgnotifier_journal"  # on which the trigger of the table wakes consumers
 TRIM_EVERY = 60.0  # seconds
@@ -231,31 +230,3 @@ class Consumer:
             if session.is_broken:
                 raise
             log(WARNING, "consumer %r cannot trim the journal: %s", self._order.name, describe(error))
-
-
-class AsyncConsumer:
-    """A consumer whose notifier is an `AsyncNotifier`. `async with` stops it at the end of the block."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
-
-    def __repr__(self) -> str:
-        return repr(self._consumer)
-
-    async def __aenter__(self) -> AsyncConsumer:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    def status(self) -> ConsumerStatus:
-        """As `Consumer.status`."""
-        return self._consumer.status()
-
-    async def stop(self, timeout: float = 10.0) -> None:
-        """As `Consumer.stop`; also if the task is cancelled."""
-        call = Call(lambda: self._consumer.stop(timeout))
-        call.begin()
-        await call.wait()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from importlib.resources import files
 from typing import Any, Literal, overload
@@ -16,29 +14,27 @@ from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier
 from psycopg.sql import Literal as Quoted
 
-from .. import lifecycle
 from ..aio import AsyncNotifier
-from ..calls import Call
-from ..connection import CancelToken, ended, payload_text
+from ..connection import CancelToken, payload_text
 from ..errors import StreamClosed
 from ..events import Notification
 from ..notifier import Notifier
 from ..types import Channels, DbConf
 from ..validation import check_channel, check_channels, check_dbconf
 from . import upkeep
+from .aio import AsyncConsumer, consume_soon
 from .arguments import check_age, check_consumer, loop_for
-from .consumer import CHANNEL, AsyncConsumer, Consumer
+from .consumer import CHANNEL, Consumer
+from .pool import Pool
 from .rounds import OnEntry, OnError, OnGap, Order
 from .seam import Seam
-from .sessions import Session, Statement, statement
+from .sessions import Session
 from .slices import NOTHING, Entry, tail
+from .work import Statement, statement
 
 VERSION = 1  # of the tables
 KEEP = timedelta(days=7)
 SAME_DATABASE_SECONDS = 5.0  # for the notifier to hear a notification
-MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
-MAX_IDLE = 4  # connections that are kept for the next call
-MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 
 
 class Journal:
@@ -53,12 +49,7 @@ class Journal:
     def __init__(self, dbconf: DbConf = "", schema: str = "pgnotifier") -> None:
         self._dbconf = check_dbconf(dbconf)
         self._schema: str = check_channel(schema)  # the same limits
-        self._idle: deque[Session] = deque()
-        lifecycle.watch_forks(self)
-
-    def _forked(self) -> None:
-        """In a forked child: the parent's connections are not ours. psycopg leaves them open."""
-        self._idle = deque()
+        self._pool = Pool(self._dbconf, self._schema)
 
     def __repr__(self) -> str:
         return f"<journal in schema {self._schema!r}>"
@@ -71,8 +62,7 @@ class Journal:
 
     def close(self) -> None:
         """Close idle connections. The journal can be used again."""
-        while self._idle:
-            self._idle.pop().close()
+        self._pool.close()
 
     # -- the tables -----------------------------------------------------------------------------------------
 
@@ -121,7 +111,7 @@ class Journal:
         if conn is not None:
             with conn.cursor(row_factory=tuple_row) as cursor:
                 return int(cursor.execute(*query).fetchone()[0])
-        with self._session() as session:
+        with self._pool.session() as session:
             return int(session.ask(query)[0][0])
 
     # -- consumers ------------------------------------------------------------------------------------------
@@ -188,11 +178,11 @@ class Journal:
         loop = loop_for(fn, on_gap)
         order = Order(self._dbconf, self._schema, name, names, fn, on_gap, on_error, batch, loop)
         if isinstance(notifier, AsyncNotifier):
-            return self._consume_soon(Seam(notifier), order, start == "beginning")
+            return consume_soon(lambda: self._consume(Seam(notifier), order, start == "beginning"))
         return self._consume(Seam(notifier), order, start == "beginning")
 
     def _consume(self, seam: Seam, order: Order, beginning: bool) -> Consumer:
-        with self._session() as session:
+        with self._pool.session() as session:
             upkeep.prepare(session, self._schema)
             self._check_same_database(seam, session)
             upkeep.register(session, self._schema, order.name, order.channels, beginning)
@@ -203,25 +193,6 @@ class Journal:
             consumer.stop(0)
             raise
         return consumer
-
-    async def _consume_soon(self, seam: Seam, order: Order, beginning: bool) -> AsyncConsumer:
-        made: list[Consumer] = []
-
-        def make() -> None:
-            made.append(self._consume(seam, order, beginning))
-            if call.dropped:
-                made[0].stop()
-
-        call = Call(make)
-        call.begin()
-        try:
-            await call.wait()
-        except BaseException:  # no `await` here: the task may be cancelled at each
-            call.dropped = True
-            for consumer in made:
-                Call(consumer.stop).begin()
-            raise
-        return AsyncConsumer(made[0])
 
     @staticmethod
     def _check_same_database(seam: Seam, session: Session) -> None:
@@ -249,7 +220,7 @@ class Journal:
         What is trimmed before it was read is left out. Ends with the notifier. Raises as `consume`.
         """
         seam, names, since = Seam(notifier), sorted(check_channels(channels)), NOTHING
-        with self._session() as session:
+        with self._pool.session() as session:
             self._check_same_database(seam, session)
             with seam.listen(CHANNEL) as stream:
                 if start == "now":
@@ -270,7 +241,7 @@ class Journal:
         """
         age = check_age("older_than", older_than)
         deleted = after = 0
-        with self._session() as session:
+        with self._pool.session() as session:
             upkeep.prepare(session, self._schema)
             while True:
                 step = session.run(upkeep.trim(self._schema, age, after, evict), transaction=True)
@@ -281,7 +252,7 @@ class Journal:
 
     def remove(self, name: str) -> bool:
         """Forget a consumer that has retired; whether there was one. If it runs, it ends."""
-        with self._session() as session:
+        with self._pool.session() as session:
             return bool(session.ask(statement(self._schema, upkeep.REMOVE, name=name)))
 
     def status(self) -> dict[str, Any]:
@@ -294,41 +265,12 @@ class Journal:
         `held` (entries older than `keep` that it has not had), `moved` (when it last went on) and `gaps` (the reasons
         of those it is still to be told of).
         """
-        with self._session() as session:
+        with self._pool.session() as session:
             return session.run(upkeep.status(self._schema, self._table))
 
     @property
     def _table(self) -> str:
         return Identifier(self._schema, "journal").as_string(None)
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        """An idle connection or a new one; kept if the work has gone well."""
-        session = self._take_idle() or Session(self._dbconf, CancelToken())
-        try:
-            yield session
-        except MISSING as error:
-            session.close()
-            text = f"no journal in schema {self._schema!r}: call install(), or run pgnotifier journal install"
-            raise type(error)(text) from error
-        except BaseException:
-            session.close()
-            raise
-        if len(self._idle) < MAX_IDLE and not session.is_broken:
-            self._idle.append(session)
-        else:
-            session.close()
-
-    def _take_idle(self) -> Session | None:
-        while True:
-            try:
-                session = self._idle.pop()
-            except IndexError:
-                return None
-            assert isinstance(session.conn, psycopg.Connection)
-            if not ended(session.conn):
-                return session
-            session.close()
 
 
 async def _publish(conn: psycopg.AsyncConnection[Any], query: Statement) -> int:

@@ -2,7 +2,8 @@
 --
 -- Grants: `usage` on the schema, and for a role that publishes `insert (channel, payload)` on table journal; for a role
 -- that consumes all on all tables of the schema. A role that attaches publish_changes() needs `execute` on it; one that
--- writes such a table needs nothing. Nothing depends on a search_path: neither that of whoever runs this, nor that of whoever publishes.
+-- writes such a table needs nothing. Nothing depends on a search_path: neither that of whoever runs this, nor that of
+-- whoever publishes.
 begin isolation level read committed read write;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;

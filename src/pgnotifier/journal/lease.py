@@ -13,7 +13,8 @@ from .. import threads
 from ..connection import CancelToken
 from ..log import WARNING, describe, log
 from ..types import DbConf
-from .sessions import Session, statement
+from .sessions import Session
+from .work import statement
 
 SECONDS = 6.0  # of a lease, by the server's clock
 RENEW = 2.0  # seconds between two renewals

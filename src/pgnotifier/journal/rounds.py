@@ -15,8 +15,9 @@ from ..log import ERROR, describe, log
 from ..payload import decode as default_decode
 from ..types import DbConf
 from .seam import Seam
-from .sessions import CONFLICTS, Call, CallFailed, Session
+from .sessions import Session
 from .slices import MANY, Entry, Position, Removed, Turn, TurnEnded, news
+from .work import CONFLICTS, Call, CallFailed
 
 LONG = 8000  # characters: Python's parser can crash on longer literals
 SKIP_AFTER = 5  # tries, with on_error="skip"

@@ -1,70 +1,32 @@
-"""Connections of the journal's own, and the two ways to do work on them: in a thread, and on an event loop.
-
-Work is a generator. It yields statements, and is sent their rows; and calls of user code, which get the connection.
-So what is asked, and in which order, is written once.
-"""
+"""Connections of the journal's own, and the two ways to do work on them: in a thread, and on an event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import IsolationLevel, pq
 from psycopg.rows import tuple_row
-from psycopg.sql import Identifier
 
 from ..connection import CancelToken, connect
 from ..types import DbConf
-
-T = TypeVar("T")
+from .work import Call, CallFailed, Statement, T, Work, check
 
 # A peer that has vanished is noticed within ten seconds, whether something was sent or is awaited.
 KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 
 LOOP_SECONDS = 1.0  # between two looks whether an event loop that has work was closed
 
-CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)  # tried again, and no failures
-
 PATH = b"select pg_catalog.current_setting('search_path'); set search_path = pg_catalog, pg_temp"
 
 inside: ContextVar[object] = ContextVar("pgnotifier_consumer", default=None)  # whose callback runs in this context
-
-
-class CallFailed(Exception):
-    """User code has raised `error`; or it left the transaction failed, or ended it."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-class Call(NamedTuple):
-    """`function(*arguments, conn)`: user code."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-Statement = tuple[bytes, dict[str, Any]]
-Work = Generator[Statement | Call, Any, T]
-
-
-def statement(schema: str, text: str, /, **parameters: Any) -> Statement:
-    """`text` with `{s}` for the schema, and its parameters."""
-    return _in_schema(schema, text), parameters
-
-
-@lru_cache(maxsize=200)
-def _in_schema(schema: str, text: str) -> bytes:
-    return text.replace("{s}", Identifier(schema).as_string(None).replace("%", "%%")).encode()
 
 
 class Session:
@@ -149,7 +111,7 @@ class Session:
                     error = raised
                 finally:
                     self.in_call = False
-                _check(conn, error)
+                check(conn, error)
             else:
                 # A callback may change the connection's own settings, and a role those of how values look as text.
                 with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
@@ -177,7 +139,7 @@ class Session:
                     error = raised
                 finally:
                     self.in_call = False
-                _check(conn, error)
+                check(conn, error)
             else:
                 async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                     await cursor.execute(*step)
@@ -253,19 +215,3 @@ def _keep_alive(sock: socket.socket) -> None:
 
 def _one(query: Statement) -> Work[list[Any]]:
     return (yield query)  # type: ignore[no-any-return]
-
-
-def _check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: BaseException | None) -> None:
-    """After a call: raise `CallFailed` if it has failed by itself; a lost connection and a conflict as they are."""
-    status = conn.pgconn.transaction_status
-    if error is None and status == pq.TransactionStatus.INTRANS:
-        return
-    if status == pq.TransactionStatus.UNKNOWN:
-        raise psycopg.OperationalError("the connection was lost in a callback") from error
-    if isinstance(error, CONFLICTS) and status == pq.TransactionStatus.INERROR:
-        raise error
-    if error is None and status == pq.TransactionStatus.INERROR:
-        error = psycopg.errors.InFailedSqlTransaction("the callback has kept an error of the server to itself")
-    elif error is None:
-        error = psycopg.ProgrammingError("the callback has ended the transaction")
-    raise CallFailed(error) from error

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..gap import Gap
-from .sessions import Call, Statement, Work, statement
+from .work import Call, Statement, Work, statement
 
 BATCH_BYTES = 4_000_000  # of payloads; an entry that is longer comes alone
 NOTHING = "1:1:"  # the snapshot in which nothing is visible

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from .sessions import Session, Work, statement
+from .sessions import Session
+from .work import Work, statement
 
 STEP = 5000  # entries that one transaction of trimming looks at
 

@@ -1,0 +1,64 @@
+"""Work for a connection: a generator of statements and of calls of user code.
+
+It is sent the rows of a statement; a call gets the connection. So what is asked, and in which order, is written once,
+for threads and for event loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+from psycopg import pq
+from psycopg.sql import Identifier
+
+T = TypeVar("T")
+
+CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)  # tried again, and no failures
+
+
+class CallFailed(Exception):
+    """User code has raised `error`; or it left the transaction failed, or ended it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Call(NamedTuple):
+    """`function(*arguments, conn)`: user code."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+Statement = tuple[bytes, dict[str, Any]]
+Work = Generator[Statement | Call, Any, T]
+
+
+def statement(schema: str, text: str, /, **parameters: Any) -> Statement:
+    """`text` with `{s}` for the schema, and its parameters."""
+    return _in_schema(schema, text), parameters
+
+
+@lru_cache(maxsize=200)
+def _in_schema(schema: str, text: str) -> bytes:
+    return text.replace("{s}", Identifier(schema).as_string(None).replace("%", "%%")).encode()
+
+
+def check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: BaseException | None) -> None:
+    """After a call: raise `CallFailed` if it has failed by itself; a lost connection and a conflict as they are."""
+    status = conn.pgconn.transaction_status
+    if error is None and status == pq.TransactionStatus.INTRANS:
+        return
+    if status == pq.TransactionStatus.UNKNOWN:
+        raise psycopg.OperationalError("the connection was lost in a callback") from error
+    if isinstance(error, CONFLICTS) and status == pq.TransactionStatus.INERROR:
+        raise error
+    if error is None and status == pq.TransactionStatus.INERROR:
+        error = psycopg.errors.InFailedSqlTransaction("the callback has kept an error of the server to itself")
+    elif error is None:
+        error = psycopg.ProgrammingError("the callback has ended the transaction")
+    raise CallFailed(error) from error
