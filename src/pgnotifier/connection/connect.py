@@ -1,7 +1,7 @@
-"""Connecting and waiting for the server, so that every wait has a deadline and can be given up from any thread.
+"""Connecting with deadlines, in a way that any thread can end. Runs on the connecting thread, without a lock.
 
-psycopg's own `connect` cannot be interrupted, and its waits outlast a silent network for ever; this room does both
-on psycopg's public `pq` layer. Names are resolved in Python, afresh for each connection: libpq would hold the GIL.
+psycopg's own `connect` can't be interrupted, and waits for ever on a silent network, so this module connects with
+psycopg's public `pq` layer. Python resolves names, afresh for each connection: libpq would hold the GIL meanwhile.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from .waiting import GIVEN_UP, Abandoned, CancelToken, Connection
 if TYPE_CHECKING:
     from ..types import DbConf
 
-CONNECT_TIMEOUT = 10.0  # seconds for each address, where neither the user nor libpq's environment says otherwise
+CONNECT_TIMEOUT = 10.0  # seconds for each address, unless the user or libpq's environment sets others
 NO_TIMEOUT = 130.0  # seconds: libpq's 0 means the socket's own time-out, as in psycopg
 
-# Of psycopg.connect's own arguments none matters to a connection that only listens or notifies.
+# Arguments of psycopg.connect that make no difference to a connection that only listens or notifies.
 _NOT_LIBPQ = ("autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory")
 
 
 class Server(ABC):
-    """What is connected to in place of PostgreSQL where a callable `dbconf` returns one (`pgnotifier.testing`)."""
+    """A server in place of PostgreSQL, if a callable `dbconf` returns one (`pgnotifier.testing`)."""
 
     @abstractmethod
     def connect(self, token: CancelToken, deadline: float | None) -> psycopg.Connection[Any]:
-        """As the function `connect` does, to this server."""
+        """Connect to this server, as the function `connect` does."""
 
 
 def connect(source: DbConf, token: CancelToken, deadline: float | None = None) -> psycopg.Connection[Any]:
-    """Connect as the user says, in autocommit, with the library's own settings added.
+    """Connect as `source` says, in autocommit mode, with the library's own settings added.
 
-    Tries each address of each host in turn, each for `connect_timeout` seconds at most. Raises
-    `psycopg.OperationalError`, and `psycopg.ProgrammingError` for what libpq cannot read; leaves nothing open then.
+    Tries each address of each host in turn, each for `connect_timeout` seconds at most, until `deadline` (monotonic).
+    Raises `psycopg.OperationalError`, and `psycopg.ProgrammingError` if libpq can't read `source`; nothing is open
+    then.
     """
     if token.cancelled:
         raise Abandoned(GIVEN_UP)
@@ -72,12 +73,12 @@ def connect(source: DbConf, token: CancelToken, deadline: float | None = None) -
 
 
 def name_of(pgconn: pq.abc.PGconn) -> str:
-    """Where a connection leads, without a password: `ada@db.example:5432/app`."""
+    """Return the user and server of a connection, without a password: `ada@db.example:5432/app`."""
     return f"{pgconn.user.decode()}@{pgconn.host.decode()}:{pgconn.port.decode()}/{pgconn.db.decode()}"
 
 
 def server_of(source: DbConf) -> str:
-    """The same of what has not been connected to; a callable is not called."""
+    """Return the same for a dbconf without connecting. A callable is not called."""
     if callable(source):
         return f"{getattr(source, '__qualname__', type(source).__name__)}()"
     try:
@@ -90,7 +91,7 @@ def server_of(source: DbConf) -> str:
 
 
 def _parameters(conf: object) -> dict[str, Any]:
-    """libpq's parameters; the user's mapping stays as it is."""
+    """Return libpq's parameters. The user's mapping stays as it is."""
     render = getattr(conf, "render_as_string", None)  # a URL object of SQLAlchemy's
     if render is not None:
         conf = render(hide_password=False)
@@ -120,7 +121,7 @@ def _parameters(conf: object) -> dict[str, Any]:
 
 
 def _attempts(params: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The connections to try in turn: one for each address of each host."""
+    """Yield the parameters of the connections to try in turn: one for each address of each host."""
     if "service" in params:  # only libpq can read it
         yield params
         return
@@ -167,7 +168,7 @@ def _resolve(host: str, address: str, port: str) -> list[dict[str, Any]]:
 def _open(conninfo: bytes, token: CancelToken, latest: float | None) -> pq.abc.PGconn:
     pgconn = pq.PGconn.connect_start(conninfo)
     try:
-        deadline = monotonic() + _patience(pgconn)
+        deadline = monotonic() + _timeout(pgconn)
         if latest is not None:
             deadline = min(deadline, latest)
         while pgconn.status != pq.ConnStatus.BAD:
@@ -187,8 +188,8 @@ def _open(conninfo: bytes, token: CancelToken, latest: float | None) -> pq.abc.P
         raise
 
 
-def _patience(pgconn: pq.abc.PGconn) -> float:
-    """Seconds, as libpq found them in the parameters, its environment or a service file."""
+def _timeout(pgconn: pq.abc.PGconn) -> float:
+    """Return connect_timeout in seconds, as libpq found it in parameters, environment or service file."""
     found = {o.keyword: o.val for o in pgconn.info}
     value = found.get(b"connect_timeout")
     if not value:
