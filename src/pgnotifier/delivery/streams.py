@@ -41,7 +41,7 @@ class Puller(Bell):
         """Stands in the registry in place of callbacks; nothing calls it."""
 
 
-class Home(Protocol):
+class StreamNotifier(Protocol):
     """The methods of a notifier that its streams call."""
 
     def _delivery(self) -> tuple[Dispatcher, Calls]:
@@ -68,19 +68,19 @@ class _Hand:
 class Pull:
     """Takes events out of a stream's mailbox, on any number of threads and event loops."""
 
-    def __init__(self, home: Home, id: Hashable, puller: Puller, channels: tuple[str, ...]) -> None:
-        self._home, self._id, self._puller, self._channels = home, id, puller, channels
+    def __init__(self, notifier: StreamNotifier, id: Hashable, puller: Puller, channels: tuple[str, ...]) -> None:
+        self._notifier, self._id, self._puller, self._channels = notifier, id, puller, channels
         self._hand: _Hand | None = None
 
     @property
     def is_over(self) -> bool:
         """True if nothing comes any more: the stream is closed, or the notifier stopped."""
-        return self._puller.over or not self._home._delivery()[0].turns.running
+        return self._puller.over or not self._notifier._delivery()[0].turns.running
 
     @property
     def has_news(self) -> bool:
         """True if something seems to wait. Takes no lock."""
-        box = self._box(self._home._delivery()[0])
+        box = self._box(self._notifier._delivery()[0])
         return box is not None and (bool(box.entries) or box.hand is not None)
 
     def _box(self, dispatcher: Dispatcher) -> Mailbox | None:
@@ -102,7 +102,7 @@ class Pull:
                     if payload is FAILED:
                         continue
                 return tuple.__new__(Notification, (run.channel, payload, run.notifications[place][2]))
-            dispatcher, calls = self._home._delivery()
+            dispatcher, calls = self._notifier._delivery()
             if dispatcher.lock._is_owned():  # by code that a signal handler or finalizer has interrupted
                 return None
             with dispatcher.lock:
@@ -168,12 +168,12 @@ class Stream(Keyed):
     gap takes their place. `with` closes it, and so does Python when nothing refers to it any more.
     """
 
-    def __init__(self, home: Home, channels: tuple[str, ...], id: Hashable) -> None:
+    def __init__(self, notifier: StreamNotifier, channels: tuple[str, ...], id: Hashable) -> None:
         self.channels: tuple[str, ...] = channels
-        self._home = home
+        self._notifier = notifier
         self.bell: Puller = Puller(f"<stream of {', '.join(map(repr, channels))}>")
         self.key: Hashable = self.bell if id is None else id  # its id in the registry
-        self.pull: Pull = Pull(home, self.key, self.bell, channels)
+        self.pull: Pull = Pull(notifier, self.key, self.bell, channels)
 
     @property
     def closed(self) -> bool:
@@ -203,7 +203,7 @@ class Stream(Keyed):
         pull, deadline = self.pull, None
         limit = inf if timeout is None else check_timeout(timeout)
         while (event := self.poll()) is None:
-            if self._home._delivery()[0].lock._is_owned():
+            if self._notifier._delivery()[0].lock._is_owned():
                 raise TimeoutError(f"{self!r}: nothing can come where a signal handler interrupts the notifier")
             deadline = deadline or monotonic() + limit
             seconds = None if deadline == inf else deadline - monotonic()
@@ -236,7 +236,7 @@ class Stream(Keyed):
     def close(self) -> None:
         """Close the stream: nothing comes any more, and its readers' loops end. Any thread. Waits for nothing."""
         if not self.closed:
-            self._home._release(self.key, self.bell)
+            self._notifier._release(self.key, self.bell)
             self.bell.over = True
             self.bell.ring()
 
@@ -248,7 +248,7 @@ class Stream(Keyed):
 
     def __del__(self) -> None:
         if hasattr(self, "pull") and not self.closed:
-            self._home._forget(self.key, self.bell)
+            self._notifier._forget(self.key, self.bell)
 
     def subscription(self, latest: bool) -> Subscription:
         """Return its subscription, for the registry."""
