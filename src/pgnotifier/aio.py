@@ -125,8 +125,8 @@ class AsyncNotifier:
 
         def step(reg: Registry) -> registry.Step:
             nonlocal before, serial
-            before, serial, home = reg, self._notifier._next_serial(), self._starting.home
-            here = sub if sub.loop is None or home is None else replace(sub, loop=home)
+            before, serial, loop = reg, self._notifier._next_serial(), self._starting.loop
+            here = sub if sub.loop is None or loop is None else replace(sub, loop=loop)
             return registry.subscribe(reg, id, name, here, serial)
 
         await self._change(step, autorun, lambda reg: registry.take_back(reg, before, id, name, serial))

@@ -18,7 +18,7 @@ AGAIN_SECONDS = 0.02  # after which a stop is repeated while an earlier start is
 
 
 class Starting:
-    """Starts and stops a notifier, each on a separate thread. `home` is the event loop on which it was started."""
+    """Starts and stops a notifier, each on a separate thread. `loop` is the event loop on which it was started."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
@@ -26,7 +26,7 @@ class Starting:
         self._stops: list[Call] = []
         self._awaited: list[Call] = []  # starts that a task still awaits
         self._is_wanted = False  # a start has returned, and no stop has been called since
-        self.home: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def is_up(self) -> bool:
@@ -62,7 +62,7 @@ class Starting:
                 stop.done.wait_for(partial(self._may_go, start, stop))
             if start.dropped:
                 return
-            if self.home is None or self.home.is_closed() or not notifier.is_running():
+            if self.loop is None or self.loop.is_closed() or not notifier.is_running():
                 notifier._supervisor.change(partial(self._move, loop), False)
             notifier.start()
         finally:
@@ -74,7 +74,7 @@ class Starting:
 
     def _move(self, loop: asyncio.AbstractEventLoop, reg: Registry) -> registry.Step:
         """Make coroutine functions run on `loop`: a step. Under the state lock."""
-        self.home = loop
+        self.loop = loop
         return registry.move(reg, loop)
 
     async def stop(self, seconds: float, drain: bool) -> None:
