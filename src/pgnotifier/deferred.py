@@ -19,7 +19,7 @@ class Deferred:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._calls: deque[Callable[[], object]] = deque()
-        self._turn = allocate_lock()
+        self._lock = allocate_lock()
 
     def take(self, call: Callable[[], object]) -> bool:
         """Queue `call` if the current thread must not wait for it; return True if so.
@@ -49,7 +49,7 @@ class Deferred:
         return newest is not None and newest.ident is None and isinstance(thread, threading._DummyThread)
 
     def _catch_up(self) -> None:
-        with self._turn:
+        with self._lock:
             while self._calls:
                 try:
                     self._calls.popleft()()

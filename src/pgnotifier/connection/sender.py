@@ -63,7 +63,7 @@ class Sender:
         self._fresh()
 
     def _fresh(self) -> None:
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._idle: deque[psycopg.Connection[Any]] = deque()  # one, or more after calls that interrupted others
         self._tokens: list[CancelToken] = []  # the first one ends all sends since the last `close`
 
@@ -74,10 +74,10 @@ class Sender:
         """
         data = payload_bytes(payload)
         deadline = (monotonic() if since is None else since) + SEND_TIMEOUT
-        tokens, turn = self._tokens, self._turn
+        tokens, lock = self._tokens, self._lock
         held: list[bool] = []
         try:
-            _take(turn, max(0.0, deadline - monotonic()), held)
+            _take(lock, max(0.0, deadline - monotonic()), held)
             if not held[0] or monotonic() >= deadline:
                 raise psycopg.OperationalError(f"other threads were sending for {SEND_TIMEOUT:g} seconds")
             if not tokens:
@@ -90,7 +90,7 @@ class Sender:
                 self._send(channel.encode(), data, tokens, deadline)
         finally:
             if held == [True]:
-                turn.release()
+                lock.release()
 
     def _send(self, channel: bytes, payload: bytes, tokens: list[CancelToken], deadline: float) -> None:
         """Send once, under the lock. If an error's `sqlstate` is one of `UNDONE`, nothing was sent."""
@@ -123,18 +123,18 @@ class Sender:
         """Close the connection. Wait a moment for a send in another thread, then cancel it. Any thread."""
         tokens, self._tokens = self._tokens, []  # a send that began before does not keep its connection
         self.close_idle()
-        turn = self._turn
+        lock = self._lock
         held: list[bool] = []
         try:
-            _take(turn, END_TIME, held)
+            _take(lock, END_TIME, held)
             if held == [False]:
                 for token in tokens:
                     token.cancel()
                 held.clear()
-                _take(turn, GIVE_UP_TIME, held)
+                _take(lock, GIVE_UP_TIME, held)
         finally:
             if held == [True]:
-                turn.release()
+                lock.release()
 
     def close_idle(self) -> None:
         """Close connections that no send uses. Does not wait."""
@@ -147,12 +147,12 @@ class Sender:
         self._fresh()
 
 
-def _take(turn: Any, seconds: float, held: list[bool]) -> None:
+def _take(lock: Any, seconds: float, held: list[bool]) -> None:
     """Append to `held` whether the lock was acquired within `seconds`.
 
     One call of C does both, so that Ctrl-C never comes in between and leaves the lock held unnoticed.
     """
-    held.extend(map(turn.acquire, (True,), (seconds,)))
+    held.extend(map(lock.acquire, (True,), (seconds,)))
 
 
 def _pop(idle: deque[psycopg.Connection[Any]]) -> psycopg.Connection[Any] | None:
