@@ -1,4 +1,4 @@
-"""The arguments of the command line: the parser, its help texts, and what is refused as bad usage."""
+"""The arguments of the command line: the parser, its help texts, and the checks of values."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _payload(text: str) -> str:
 
 
 class _as_usage(contextlib.AbstractContextManager[None]):
-    """A ValueError of the block is bad usage, with its own text."""
+    """Turns a ValueError of the block into bad usage, with its own text."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UnicodeError):

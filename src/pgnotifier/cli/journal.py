@@ -1,4 +1,4 @@
-"""`pgnotifier journal ...`: its arguments, and what each command does (guarantees 14 and 18)."""
+"""`pgnotifier journal ...`: its arguments and commands (guarantees 14 and 18)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Argumen
 
 
 def add_commands(command: Add, channel: Callable[[str], str]) -> None:
-    """Add the commands. `command(name, run, text)` makes one, with the options that all have."""
+    """Add the commands. `command(name, run, text)` makes one, with the common options."""
 
     def one(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         made = command(name, lambda args: _run(run, args), text)
