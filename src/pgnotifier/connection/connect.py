@@ -195,7 +195,7 @@ def _timeout(pgconn: pq.abc.PGconn) -> float:
     if not value:
         return CONNECT_TIMEOUT * ((found.get(b"host") or b"").count(b",") + 1)
     try:
-        seconds = int(value[:20])  # a longer one is as good as never
+        seconds = int(value[:20])  # more digits are as good as never
     except ValueError:
         raise psycopg.ProgrammingError(f"connect_timeout must be whole seconds, not {value.decode()!r}") from None
     return NO_TIMEOUT if seconds <= 0 else min(max(2.0, seconds), LONGEST)  # two seconds: libpq's own least

@@ -17,7 +17,7 @@ ESCAPE = (
 MISREAD = f"its host, port or database can't be right; {ESCAPE}"
 
 _QUOTED = re.compile('["«»“”„].*["«»“”„]', re.DOTALL)  # libpq's messages may be translated
-_COMPLETE = re.compile(r"postgres(ql)?://([^@]*@[^@]*|[^:@]*(:\d+)?(/[^:@]*)?)")  # has all of the password
+_COMPLETE = re.compile(r"postgres(ql)?://([^@]*@[^@]*|[^:@]*(:\d+)?(/[^:@]*)?)")  # the password ends before the query
 _URL = re.compile(r"(postgres(?:ql)?)(\+\w+)?://((?:[^@/]*@)?[^?]*)\??(.*)", re.DOTALL)
 
 # The first pattern that is found in an error's text names the cure of a common mistake.

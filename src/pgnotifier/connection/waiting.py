@@ -37,7 +37,7 @@ class CancelToken:
     def cancel(self) -> None:
         self.cancelled = True
         with contextlib.suppress(OSError):  # closed already
-            self._there.send(b"!")  # never read, so it ends the waits to come as well
+            self._there.send(b"!")  # never read, so it also ends later waits
 
     def wait(self, deadline: float | None, fd: int | None = None, events: int = selectors.EVENT_READ) -> bool:
         """Wait for `fd` until `deadline` (monotonic seconds); return True if it is ready. Raises `Abandoned`."""
@@ -69,7 +69,7 @@ class Connection(psycopg.Connection[Any]):
         super().__init__(pgconn)
         self.autocommit = True
         self._said: deque[psycopg.OperationalError] = deque(maxlen=1)
-        self.add_notice_handler(partial(_keep, self._said))  # no method of its own, which would be a cycle
+        self.add_notice_handler(partial(_keep, self._said))  # no method of `self`: that would be a reference cycle
 
     def __del__(self, *_: Any) -> None:
         """Never warn: libpq's handle closes an orphaned connection, but leaves a parent's open in a forked child."""

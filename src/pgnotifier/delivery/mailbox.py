@@ -78,7 +78,7 @@ class Mailbox:
     subs: dict[str, Subscription] = field(default_factory=dict)  # by channel, those that are called now
     entries: deque[Entry] = field(default_factory=deque)
     waiting: int = 0  # notifications in `entries`
-    latest: dict[str, Run] = field(default_factory=dict)  # by channel, places that newer notifications may take
+    latest: dict[str, Run] = field(default_factory=dict)  # by channel, runs that newer notifications may replace
     hand: Entry | None = None
     sub: Subscription | None = None
     rest: Entry | None = None  # the part of the hand that its executor could not handle

@@ -56,7 +56,7 @@ class Posting:
         """
         turns, size, done = self._turns, len(batch), 0
         channels = list(map(_channel, batch))
-        one = size > 0 and channels.count(channels[0]) == size  # as it mostly is
+        one = size > 0 and channels.count(channels[0]) == size  # the usual case
         while done < size:
             channel = channels[done]
             end = size if one else done + 1
@@ -148,7 +148,7 @@ class Posting:
         for box in boxes:
             box.entries.append(run)
             box.waiting += size
-            if box.state is IDLE or box.owner is not None:  # otherwise a worker will come to it
+            if box.state is IDLE or box.owner is not None:  # otherwise it is queued, or a worker has it
                 add(box)
         for box in latest:
             box.put_latest(run)

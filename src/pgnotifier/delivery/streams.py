@@ -38,7 +38,7 @@ class Puller(Bell):
         self.ring()
 
     def called(self, *_: object) -> None:
-        """Stands in the registry in place of callbacks; nothing calls it."""
+        """Stand in the registry in place of callbacks. Never called."""
 
 
 class StreamNotifier(Protocol):

@@ -75,7 +75,7 @@ class Turns:
             box.waiting = sum(entry.size for entry in box.entries)
             box.latest = {name: run for name, run in box.latest.items() if any(run is entry for entry in box.entries)}
             if box.state in (IDLE, READY, PAUSED):
-                box.state = IDLE  # whatever it was: this is no transition
+                box.state = IDLE  # set directly: a repair is no transition
                 if box.entries:
                     self.add(box)
 
@@ -98,7 +98,7 @@ class Turns:
             finally:
                 self._noticed.extend(noticed)  # none, except after Ctrl-C
         count = min(len(self._queue), len(self.idle)) if self.running else len(self.idle)
-        for waiter in reversed(tuple(self.idle)):  # they leave the list themselves: Ctrl-C here loses none
+        for waiter in reversed(tuple(self.idle)):  # workers leave the list themselves: Ctrl-C here loses none
             if count > 0:
                 count -= _release(waiter)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..registry import Subscription
     from .dispatcher import Dispatcher
 
-MAX_TURNS = 32  # mailboxes that an only worker takes at a time; of several each takes one, lest it delays the rest
+MAX_TURNS = 32  # mailboxes that a single worker takes at a time; of several each takes one, as calls may be slow
 QUICK, SLOW = 0.002, 0.010  # seconds that one turn should take: more notifications at a time below, fewer above
 
 

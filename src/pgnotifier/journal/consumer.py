@@ -23,7 +23,7 @@ from .work import CallFailed
 
 CHANNEL = "pgnotifier_journal"  # on which the trigger of the table wakes consumers
 TRIM_EVERY = 60.0  # seconds
-TRIM_STEPS = 20  # at a time
+TRIM_STEPS = 20  # transactions, each time
 SERVER_SECONDS = 1.0  # that `stop` waits for the server
 BUSY = 0.05  # seconds until a position that another session has locked is read again
 

@@ -51,7 +51,7 @@ class Rounds:
         self._decoded: Entry | None = None  # the latest entry that `fn` was called for
         self._tries: dict[int, int] = {}  # by entry id; 0 is a gap
         self._alone_until = 0  # entries up to this id have a transaction each
-        self._slice: tuple[Position, Position] | None = None  # the latest, and the position before it
+        self._slice: tuple[Position, Position] | None = None  # the position before the latest slice, and the slice
         self._gaps = False
         self.delivered: int = 0
         self.failed: int = 0

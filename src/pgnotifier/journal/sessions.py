@@ -26,7 +26,7 @@ LOOP_SECONDS = 1.0  # between two checks whether an event loop that has work was
 
 PATH = b"select pg_catalog.current_setting('search_path'); set search_path = pg_catalog, pg_temp"
 
-inside: ContextVar[object] = ContextVar("pgnotifier_consumer", default=None)  # whose callback runs in this context
+inside: ContextVar[object] = ContextVar("pgnotifier_consumer", default=None)  # the consumer whose callback runs
 
 
 class Session:
@@ -51,7 +51,7 @@ class Session:
         try:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             _keep_alive(self._socket)
-            # The statements of the journal run under a path of their own, a callback under that of its role.
+            # Statements of the journal run under their own search_path, callbacks under that of the role.
             self.search_path: str = conn.execute(PATH).fetchone()[0]  # type: ignore[index]
             conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
             if loop is not None:
@@ -113,7 +113,7 @@ class Session:
                     self.in_call = False
                 check(conn, error)
             else:
-                # A callback may change the connection's own settings, and a role those of how values look as text.
+                # Binary: a callback may change the connection's settings, and a role the text format of values.
                 with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                     cursor.execute(*step)
                     answer = cursor.fetchall()
@@ -132,7 +132,7 @@ class Session:
                     result = step.function(*step.arguments, conn)
                     if hasattr(result, "__await__"):
                         await result
-                except asyncio.CancelledError as raised:  # such as that of a task for which it has waited
+                except asyncio.CancelledError as raised:  # for example that of a task that user code awaits
                     self._cancelled = raised
                     raise
                 except Exception as raised:

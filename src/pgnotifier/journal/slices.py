@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..gap import Gap
 from .work import Call, Statement, Work, statement
 
-BATCH_BYTES = 4_000_000  # of payloads; an entry that is longer comes alone
+BATCH_BYTES = 4_000_000  # of payloads in a batch; a longer entry comes alone
 NOTHING = "1:1:"  # the snapshot in which nothing is visible
 MANY = 1000  # entries of other channels after which an idle consumer's position moves
 
