@@ -79,7 +79,7 @@ class AsyncStream(Keyed):
     async def __aenter__(self) -> AsyncStream:
         stream = self._stream
         if self._entered or stream.closed:
-            raise RuntimeError(f"{self!r} has been entered or closed already: take another one")
+            raise RuntimeError(f"{self!r} has been entered or closed already: call listen() again")
         self._entered = True
         try:
             await change(self._notifier, self._step, undo=stream.closing)

@@ -45,7 +45,7 @@ class Listener(threads.Relied):
             if self._live():
                 return
         except BaseException as error:
-            log(CRITICAL, "the listener met what it did not expect, and ends", error=error)
+            log(CRITICAL, "an unexpected error ends the listener", error=error)
         self._end()
 
     def _live(self) -> bool:
@@ -198,7 +198,7 @@ class Listener(threads.Relied):
         if isinstance(error, psycopg.Error | UnicodeError | OSError):
             log(WARNING, "the connection is lost: %s", describe(error))
         else:
-            log(CRITICAL, "the listener met what it did not expect, and connects again", error=error)
+            log(CRITICAL, "an unexpected error in the listener, which connects again", error=error)
         shared.event(life, {"event": "disconnected", "error": describe(error)})
 
     def _end(self) -> None:

@@ -130,7 +130,7 @@ def subscribe(reg: Registry, id: Hashable, name: str, sub: Subscription, serial:
     if sub.pulled is None:
         entry = replace(entry, temporary=False)
         if is_stream(reg, id):
-            raise ValueError(f"subscriber {shown(id)} is a stream's: close that, or take another id")
+            raise ValueError(f"subscriber {shown(id)} is a stream's: close the stream, or use another id")
     grown = replace(entry, subscribers=entry.subscribers.set(id, sub), unmuted=entry.unmuted + (old is None))
     ids = assoc_in(reg.ids, [id, name], serial)
     return Registry(reg.channels.set(name, grown), ids), ((name, (id,)),)

@@ -85,7 +85,7 @@ class Calls:
             self._report(channel, {"event": "callback_failed", "id": box.id, "channel": channel}, error)
         else:
             self._count(error)
-            log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
+            log(CRITICAL, "subscriber %r raised %s: stopping the notifier", box.id, type(error).__name__)
             self._fatal()
 
     def _report(self, channel: str, event: dict[str, Any], error: BaseException) -> None:

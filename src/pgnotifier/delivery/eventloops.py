@@ -108,7 +108,7 @@ class Batch:
         """Take the mailbox back if the event loop is closed; a call under way counts as failed. Any thread."""
         if self.loop.is_closed():
             if self.begun and self.box.owner is self:
-                error = RuntimeError("the event loop was closed under the callback")
+                error = RuntimeError("the event loop was closed during the callback")
                 self._calls.failed(self.box, self.hand.channel, error)
             self._end()
 

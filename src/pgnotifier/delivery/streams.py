@@ -204,7 +204,7 @@ class Stream(Keyed):
         limit = inf if timeout is None else check_timeout(timeout)
         while (event := self.poll()) is None:
             if self._notifier._delivery()[0].lock._is_owned():
-                raise TimeoutError(f"{self!r}: nothing can come where a signal handler interrupts the notifier")
+                raise TimeoutError(f"{self!r}: a signal handler that interrupts the notifier can't wait for events")
             deadline = deadline or monotonic() + limit
             seconds = None if deadline == inf else deadline - monotonic()
             if not self.bell.wait_for(lambda: pull.has_news or pull.is_over, seconds):

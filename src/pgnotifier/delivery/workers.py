@@ -93,7 +93,7 @@ class Workers:
                     else:
                         self._turn(worker, box, hand, sub)
                 except BaseException as error:  # not from user code, whose errors are caught
-                    log(CRITICAL, "a worker met what it did not expect", error=error)
+                    log(CRITICAL, "an unexpected error in a worker, which goes on", error=error)
             seconds = (perf_counter() - began) / count
             if seconds > SLOW:
                 box.turn = max(1, box.turn // 2)

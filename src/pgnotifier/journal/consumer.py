@@ -159,7 +159,7 @@ class Consumer:
             self._rounds.last_error = str(error)
             log(ERROR, "consumer %r ends: %s", self._order.name, error)
         except BaseException as error:
-            log(CRITICAL, "consumer %r met %s: stopping", self._order.name, type(error).__name__)
+            log(CRITICAL, "consumer %r raised %s: stopping the notifier", self._order.name, type(error).__name__)
             self._seam.notifier.stop(0)
         finally:
             self._session = None

@@ -63,7 +63,7 @@ def prepare(session: Session, schema: str) -> None:
     """Adopt a journal that was restored from another cluster. Raises `psycopg.OperationalError` on a standby."""
     known = session.run(state(schema))
     if known.is_standby:
-        raise psycopg.OperationalError("a standby's snapshots know no open transactions: connect to the primary")
+        raise psycopg.OperationalError("a journal can't be used on a standby: connect to the primary")
     if not known.is_home:
         session.run(restore(schema), transaction=True)
 

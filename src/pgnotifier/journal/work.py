@@ -58,7 +58,7 @@ def check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: B
     if isinstance(error, CONFLICTS) and status == pq.TransactionStatus.INERROR:
         raise error
     if error is None and status == pq.TransactionStatus.INERROR:
-        error = psycopg.errors.InFailedSqlTransaction("the callback has kept an error of the server to itself")
+        error = psycopg.errors.InFailedSqlTransaction("the callback has caught an error that aborts its transaction")
     elif error is None:
         error = psycopg.ProgrammingError("the callback has ended the transaction")
     raise CallFailed(error) from error

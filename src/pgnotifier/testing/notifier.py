@@ -137,7 +137,7 @@ class MemoryNotifier(Notifier):
                 subs = registry.audience(entry).items()
                 calls += [(id, ListenCall(name, gap)) for id, sub in subs if sub.on_listen is not None]
         if not calls:
-            raise ValueError("nobody with an on_listen hears any of these channels")
+            raise ValueError("no unmuted subscriber of these channels has an on_listen")
         self._dispatcher.tell(calls)
 
     # -- between the server and the rest --------------------------------------------------------------------

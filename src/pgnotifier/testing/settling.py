@@ -55,7 +55,7 @@ def reach(server: MemoryServer, n: MemoryNotifier, deadline: float) -> None:
                 n._passed.discard(token)
                 return
             if monotonic() > deadline:
-                raise TimeoutError("a notifier does not take what was sent to it" + _why(server))
+                raise TimeoutError("a notifier has not received what was sent to it" + _why(server))
             session = n._supervisor.session
             conn = server._connections.get(session.pid) if session is not None else None
             if conn is not None and conn is not marked:
