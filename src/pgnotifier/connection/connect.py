@@ -85,9 +85,14 @@ def server_of(source: DbConf) -> str:
         params = _parameters(source)
     except Exception:
         return "a dbconf that libpq can't read"
-    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val is not None}
+    defaults = _defaults()
     user, host, port, db = (params.get(key) or defaults.get(key, "") for key in ("user", "host", "port", "dbname"))
     return f"{user}@{host}:{port}/{db}"
+
+
+def _defaults() -> dict[str, str]:
+    """Return libpq's defaults, the environment's among them."""
+    return {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val is not None}
 
 
 def _parameters(conf: object) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def _attempts(params: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "service" in params:  # only libpq can read it
         yield params
         return
-    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val is not None}
+    defaults = _defaults()
 
     def listed(key: str) -> list[str]:
         return str(params.get(key) or defaults.get(key) or "").split(",")
