@@ -60,7 +60,7 @@ class Lifetime:
     connect_wait: float = 0.0  # seconds for which the first connection is tried again
     phase: Phase = CONNECTING
     since: datetime = field(default_factory=now)  # when this phase began
-    starter: int = field(default_factory=get_ident)
+    starter: int = field(default_factory=get_ident)  # the thread that called `start`
     begun: bool = False  # the first thread runs
     published: bool = False  # there has been a session
     token: CancelToken = field(default_factory=CancelToken)
@@ -79,7 +79,7 @@ class Lifetime:
     up_since: float = field(default_factory=monotonic)
     down_since: float = field(default_factory=monotonic)
     attempt: int = 0
-    open: list[bool] = field(default_factory=lambda: [True])
+    open: list[bool] = field(default_factory=lambda: [True])  # emptied by the first `close`
 
     @property
     def stopping(self) -> bool:
