@@ -18,7 +18,10 @@ AGAIN_SECONDS = 0.02  # after which a stop is repeated while an earlier start is
 
 
 class Starting:
-    """Starts and stops a notifier, each on a separate thread. `loop` is the event loop on which it was started."""
+    """Starts and stops a notifier, each on a separate thread. `loop` is the event loop on which it was started.
+
+    Methods run on the event loop unless they say otherwise.
+    """
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier

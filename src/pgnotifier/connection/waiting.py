@@ -1,4 +1,7 @@
-"""Waiting for the server with a deadline, in a way that any thread can end; and the server's reason for an end."""
+"""Waiting for the server with a deadline, in a way that any thread can end; and the server's reason for an end.
+
+Every function runs on the thread that owns the connection, without a lock.
+"""
 
 from __future__ import annotations
 

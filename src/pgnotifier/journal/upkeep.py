@@ -1,4 +1,7 @@
-"""Registering consumers, trimming, restored databases, and the journal's state (guarantee 18)."""
+"""Registering consumers, trimming, restored databases, and the journal's state (guarantee 18).
+
+Everything runs on the thread of its session, without a lock.
+"""
 
 from __future__ import annotations
 
