@@ -163,11 +163,11 @@ class AsyncNotifier:
         await self._change(lambda reg: registry.mute_subscriber(reg, id, names, mute))
 
     def channels(self) -> dict[str, ChannelState]:
-        """Return `{channel: state}`, a copy, as `Notifier.channels`."""
+        """Return all channels with their state and subscribers, as `Notifier.channels`."""
         return self._notifier.channels()
 
     def subscribers(self) -> dict[Hashable, SubscriberState]:
-        """Return `{id: state}`, a copy, as `Notifier.subscribers`."""
+        """Return all subscribers with their channels, as `Notifier.subscribers`."""
         return self._notifier.subscribers()
 
     def active_channels(self) -> list[str]:

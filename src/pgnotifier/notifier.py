@@ -193,16 +193,16 @@ class Notifier:
         self.__mute_sub(id, channels, False)
 
     def channels(self) -> dict[str, ChannelState]:
-        """Return a plain dict, a copy that belongs to the caller.
+        """Return all channels with their state and subscribers, as a plain dict that belongs to the caller.
 
         `{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`
         """
         return snapshots.channels_dict(self._supervisor.shared.registry, self._listened())
 
     def subscribers(self) -> dict[Hashable, SubscriberState]:
-        """Return a plain dict, a copy that belongs to the caller; `fn` is the latest callback.
+        """Return all subscribers with their channels, as a plain dict that belongs to the caller.
 
-        `{id: {"fn": fn, "channels": {channel: {"fn": fn, "active": bool, "mute": bool, "sub_mute": bool}}}}`
+        `{id: {"fn": latest fn, "channels": {channel: {"fn": fn, "active": bool, "mute": bool, "sub_mute": bool}}}}`
         """
         return snapshots.subscribers_dict(self._supervisor.shared.registry, self._listened())
 

@@ -78,7 +78,7 @@ def name_of(pgconn: pq.abc.PGconn) -> str:
 
 
 def server_of(source: DbConf) -> str:
-    """Return the same for a dbconf without connecting. A callable is not called."""
+    """Return the user and server of a dbconf, without a password. Connects to nothing, and calls no callable."""
     if callable(source):
         return f"{getattr(source, '__qualname__', type(source).__name__)}()"
     try:

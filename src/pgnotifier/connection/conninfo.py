@@ -103,5 +103,5 @@ def cured(text: str) -> str:
 
 
 def is_lasting(text: str) -> bool:
-    """Return whether an attempt to connect that failed with this text would fail again."""
+    """Return True if an attempt to connect that failed with this text would fail again."""
     return _LASTING.search(re.sub("'[^']*'|\"[^\"]*\"", "", text)) is not None  # without names

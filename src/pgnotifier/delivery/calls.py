@@ -79,7 +79,7 @@ class Calls:
         self._report(channel, {"event": "decode_failed", "channel": channel, "payload": text}, error)
 
     def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
-        """Log, count and report a call that raised; stop the notifier after `SystemExit` and the like."""
+        """Log, count and report a call that raised; stop the notifier after a `SystemExit` or Ctrl-C."""
         if isinstance(error, Exception | CancelledError):
             log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
             self._report(channel, {"event": "callback_failed", "id": box.id, "channel": channel}, error)
