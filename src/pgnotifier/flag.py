@@ -14,7 +14,7 @@ from typing import Any
 LONGEST = 1_000_000.0  # seconds that anything waits, eleven days: `poll` takes no more than 2**31 milliseconds
 
 # If a signal comes just before a blocking call, CPython runs its handler only after that call returns. So threads
-# wait in slices: short at first, because a signal often follows what came before, and up to 30 s later.
+# wait in slices: short at first, up to 30 s later.
 FIRST_SLICE, LONGEST_SLICE = 0.01, 30.0  # seconds
 
 

@@ -83,11 +83,11 @@ def line(error: BaseException, dsn: str = "") -> str:
 def check_dsn(dsn: str) -> str:
     """Return `dsn` as libpq reads it. Raises ValueError, whose text shows nothing that may be a password."""
     dsn = plain(dsn)
-    shy = "@" in dsn or "pass" in dsn.lower()
+    may_hold_password = "@" in dsn or "pass" in dsn.lower()
     try:
         conf = conninfo_to_dict(dsn)
     except psycopg.Error as error:
-        reason = "" if shy else f" ({' '.join(str(error).split())})"
+        reason = "" if may_hold_password else f" ({' '.join(str(error).split())})"
         raise ValueError(
             f"neither a URI (postgresql://user@host/database) nor pairs (host=... dbname=...){reason}; {ESCAPE}"
         ) from None

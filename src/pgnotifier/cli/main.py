@@ -67,8 +67,8 @@ def _signals_end_it_well() -> Iterator[None]:
     def end(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    mine = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if mine and hasattr(signal, name)]
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if is_main_thread and hasattr(signal, name)]
     changed = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # else under nohup
     for number in changed:
         signal.signal(number, end)

@@ -153,7 +153,7 @@ class Exchange(ABC):
 
     # -- queries ---------------------------------------------------------------------------------------------
 
-    def _ask(self, sql: bytes, relieve: Callable[[], float] | None = None) -> list[Any]:
+    def _ask(self, sql: bytes, hand_over: Callable[[], float] | None = None) -> list[Any]:
         """Send a query and wait for its answer; add notifications that come meanwhile to the backlog."""
         deadline, arrived = monotonic() + self._limit, list[Any]()
 
@@ -164,9 +164,9 @@ class Exchange(ABC):
 
         def after_read() -> None:
             self._take(arrived)
-            if relieve is not None and len(arrived) >= MANY:
+            if hand_over is not None and len(arrived) >= MANY:
                 keep()
-                while (seconds := relieve()) and not self.has_room:
+                while (seconds := hand_over()) and not self.has_room:
                     self._token.wait(monotonic() + seconds)
 
         try:

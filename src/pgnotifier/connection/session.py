@@ -66,24 +66,24 @@ class Session(Exchange):
                 batch.notifications = [n for n in batch.notifications if n.channel not in left]
 
     def listen(
-        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
+        self, add: Collection[str], remove: Collection[str] = (), hand_over: Callable[[], float] | None = None
     ) -> None:
         """Send LISTEN for `add` and UNLISTEN for `remove`, in one round trip, and wait for the answer.
 
-        `relieve()` hands over what arrives before the answer; it returns the seconds to wait for room, or 0. After a
-        refusal (one of `REFUSALS`) the channels are as before; any other error means that the connection is lost.
+        `hand_over()` moves what arrives before the answer into mailboxes; it returns the seconds to wait for room, or
+        0. After a refusal (one of `REFUSALS`) the channels are as before; any other error means a lost connection.
         """
         commands = [f"LISTEN {quote(name)}" for name in add] + [f"UNLISTEN {quote(name)}" for name in remove]
         if not commands:
             return
         sql = ";".join(commands).encode()
         try:
-            self._ask(sql, relieve)
+            self._ask(sql, hand_over)
         except psycopg.OperationalError as error:
             if error.sqlstate != _CURABLE:
                 raise
-            self._ask(_CURE, relieve)
-            self._ask(sql, relieve)
+            self._ask(_CURE, hand_over)
+            self._ask(sql, hand_over)
         active = self.active.evolver()
         for name in add:
             active[name] = True
@@ -101,11 +101,11 @@ class Session(Exchange):
         self.active = active.persistent()
 
     def listen_where_allowed(
-        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
+        self, add: Collection[str], remove: Collection[str] = (), hand_over: Callable[[], float] | None = None
     ) -> dict[str, psycopg.Error]:
         """Do as `listen` for all names that the server accepts; return the refused ones, each with its error."""
         try:
-            self.listen(add, remove, relieve)
+            self.listen(add, remove, hand_over)
         except REFUSALS as error:
             names = list(add)
             if len(names) == 1 and not remove:

@@ -33,20 +33,20 @@ class CancelToken:
     """Ends every present and later wait that uses it. Any thread may cancel it."""
 
     def __init__(self) -> None:
-        self._here, self._there = socket.socketpair()
-        self._there.setblocking(False)
+        self._waiting_end, self._waking_end = socket.socketpair()
+        self._waking_end.setblocking(False)
         self.cancelled: bool = False
 
     def cancel(self) -> None:
         self.cancelled = True
         with contextlib.suppress(OSError):  # closed already
-            self._there.send(b"!")  # never read, so it also ends later waits
+            self._waking_end.send(b"!")  # never read, so it also ends later waits
 
     def wait(self, deadline: float | None, fd: int | None = None, events: int = selectors.EVENT_READ) -> bool:
         """Wait for `fd` until `deadline` (monotonic seconds); return True if it is ready. Raises `Abandoned`."""
         ready: Any = None
         with contextlib.suppress(ValueError), PortableSelector() as selector:  # a socket is closed
-            selector.register(self._here, selectors.EVENT_READ)
+            selector.register(self._waiting_end, selectors.EVENT_READ)
             if fd is not None:
                 selector.register(fd, events)
             if not self.cancelled:
@@ -57,8 +57,8 @@ class CancelToken:
 
     def close(self) -> None:
         self.cancelled = True
-        self._here.close()
-        self._there.close()
+        self._waiting_end.close()
+        self._waking_end.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # not made, or the interpreter ends

@@ -37,7 +37,7 @@ class AsyncConsumer:
         await call.wait()
 
 
-async def consume_soon(consume: Callable[[], Consumer]) -> AsyncConsumer:
+async def consume_on_a_thread(consume: Callable[[], Consumer]) -> AsyncConsumer:
     """Call `consume()` on a thread. If the task is cancelled, stop the consumer that it makes."""
     made: list[Consumer] = []
 

@@ -22,7 +22,7 @@ from ..notifier import Notifier
 from ..types import Channels, DbConf
 from ..validation import check_channel, check_channels, check_dbconf
 from . import upkeep
-from .aio import AsyncConsumer, consume_soon
+from .aio import AsyncConsumer, consume_on_a_thread
 from .arguments import check_age, check_consumer, loop_for
 from .consumer import CHANNEL, Consumer
 from .pool import Pool
@@ -179,7 +179,7 @@ class Journal:
         loop = loop_for(fn, on_gap)
         order = Order(self._dbconf, self._schema, name, names, fn, on_gap, on_error, batch, loop)
         if isinstance(notifier, AsyncNotifier):
-            return consume_soon(lambda: self._consume(Seam(notifier), order, start == "beginning"))
+            return consume_on_a_thread(lambda: self._consume(Seam(notifier), order, start == "beginning"))
         return self._consume(Seam(notifier), order, start == "beginning")
 
     def _consume(self, seam: Seam, order: Order, beginning: bool) -> Consumer:
