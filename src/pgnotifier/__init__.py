@@ -10,7 +10,7 @@ from .errors import (
     UnknownSubscriber,
 )
 
-# The errors come first, because they say what to install where psycopg finds no libpq.
+# The errors come first: their module says what to install if psycopg finds no libpq.
 # isort: split
 from .aio import AsyncNotifier
 from .aiostreams import AsyncStream

@@ -1,4 +1,4 @@
-"""Streams for coroutines, and changes that a task awaits (guarantees 16 and 17). Everything on the event loop."""
+"""Streams for coroutines, and changes that a task awaits (guarantees 16 and 17). Runs on the event loop."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from .validation import check_timeout
 if TYPE_CHECKING:
     from .notifier import Notifier
 
-FAIR = 64  # events after which other tasks have their turn, however many wait
+FAIR = 64  # events after which other tasks may run, however many wait
 
 
 async def change(notifier: Notifier, step: Step, autorun: bool = True, undo: Step | None = None) -> None:
-    """Make `step`; returns when the server follows. Changes are made in their order. Raises as `Supervisor.change`.
+    """Make `step`; return when the server listens accordingly. Changes keep their order.
 
-    If the task is cancelled, the change is made all the same; with `undo` it is not made, or undone, without a wait.
+    If the task is cancelled, the change is still made; with `undo` it is dropped or undone, without waiting.
+    Raises as `Supervisor.change`.
     """
     shared = notifier._supervisor.shared
     request = changes.begin(shared, step, autorun, ordered=True)
@@ -44,8 +45,8 @@ async def change(notifier: Notifier, step: Step, autorun: bool = True, undo: Ste
 class AsyncStream(Keyed):
     """Notifications on some channels, for coroutines. Made by `AsyncNotifier.listen`.
 
-    `async with` it, then `async for event in stream:`, or `get`, in any tasks: each event goes to one of them. Events
-    and all else as of `Stream`. It can be entered once.
+    Enter it with `async with`, then read it with `async for event in stream:` or `get`, in any number of tasks: each
+    event goes to one of them. Everything else is as with `Stream`. It can be entered once.
     """
 
     def __init__(self, notifier: Notifier, channels: tuple[str, ...], id: Hashable, deliver: Deliver) -> None:
@@ -58,12 +59,12 @@ class AsyncStream(Keyed):
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Those that it was made with."""
+        """The channels that it was made with."""
         return self._stream.channels
 
     @property
     def id(self) -> Hashable:
-        """What it is called in `subscribers()`: the id that was given, or the stream itself."""
+        """Its id in `subscribers()`: the id that was given, or the stream itself."""
         return self if self._stream.id is self._stream else self._stream.id
 
     def __eq__(self, other: object) -> bool:
@@ -78,14 +79,14 @@ class AsyncStream(Keyed):
     async def __aenter__(self) -> AsyncStream:
         stream = self._stream
         if self._entered or stream.closed:
-            raise RuntimeError(f"{self!r} has been entered or closed already: take another one")
+            raise RuntimeError(f"{self!r} has been entered or closed already: call listen() again")
         self._entered = True
         try:
             await change(self._notifier, self._step, undo=stream.closing)
         except BaseException:
             stream.bell.over = True
             raise
-        if stream.closed:  # by another task, and so before it was registered
+        if stream.closed:  # by another task, before it was registered
             self._notifier._supervisor.release(stream.closing)
             raise stream.over()
         return self
@@ -94,19 +95,19 @@ class AsyncStream(Keyed):
         self._stream.close()
 
     async def close(self) -> None:
-        """End it, as `Stream.close`: nothing comes from now on. Waits for nothing."""
+        """Close the stream, as `Stream.close`: nothing comes any more. Waits for nothing."""
         self._stream.close()
 
     async def get(self, timeout: float | None = None) -> Event:
-        """The next event. Waits for it, for `timeout` seconds at most; an event is never lost to a cancellation.
+        """Return the next event; wait at most `timeout` seconds (None: no limit). A cancellation loses no event.
 
-        Raises `TimeoutError`, and `StreamClosed` if nothing comes any more. `RuntimeError` outside its block.
+        Raises `TimeoutError`, `StreamClosed` if nothing comes any more, and `RuntimeError` outside its block.
         """
         limit = None if timeout is None else check_timeout(timeout)
         return self._taken_at_once() or await self._awaited(limit)
 
     def _taken_at_once(self) -> Event | None:
-        """The next event; None if nothing waits, or other tasks are to have their turn."""
+        """Return the next event; None if nothing waits, or if other tasks should run first."""
         if not self._entered:
             raise RuntimeError("enter the stream first: async with n.listen(...) as stream")
         self._taken = number = self._taken + 1
@@ -116,7 +117,7 @@ class AsyncStream(Keyed):
         deadline = inf if timeout is None else monotonic() + timeout
         stream, pull = self._stream, self._stream.pull
         if self._taken % FAIR == 0:
-            await asyncio.sleep(0)  # before an event is taken, for here the task may be cancelled
+            await asyncio.sleep(0)  # before an event is taken, because the task may be cancelled here
         while (event := stream.poll()) is None:
             seconds = None if deadline == inf else deadline - monotonic()
             if not await until(stream.bell, lambda: pull.has_news or pull.is_over, seconds):

@@ -1,7 +1,7 @@
-"""Calls that `AsyncNotifier` has made by threads of the library's own, and waiting on an event loop.
+"""Threads that make blocking calls for `AsyncNotifier`, and waiting on an event loop.
 
-The event loop never waits for such a thread, and there is no lock: each step is one operation of a deque or a list.
-A default executor would not do: it refuses calls once the main thread has ended.
+The event loop never blocks on such a thread. There is no lock: each step is one operation of a deque or a list.
+asyncio's default executor would not do, because it refuses calls once the main thread has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ THREAD_NAME = "pgnotifier-call"
 
 
 async def until(bell: Bell, condition: Callable[[], object], timeout: float | None = None) -> bool:
-    """Wait until `condition()` is true, for `timeout` seconds at most; returns whether it is. `bell` rings for it."""
+    """Wait until `condition()` is true, at most `timeout` seconds; return True if it is. `bell` rings on changes."""
     deadline = inf if timeout is None else monotonic() + timeout
     while not condition():
         waker = _Waker()
@@ -47,7 +47,7 @@ class _Waker:
         self._future: asyncio.Future[None] = self._loop.create_future()
 
     def release(self) -> None:
-        """Any thread. Raises `RuntimeError` if the event loop is closed."""
+        """Complete the future. Any thread. Raises `RuntimeError` if the event loop is closed."""
         self._loop.call_soon_threadsafe(self._complete)
 
     def _complete(self) -> None:
@@ -55,7 +55,7 @@ class _Waker:
             self._future.set_result(None)
 
     async def rung(self, seconds: float) -> None:
-        """Wait until it is released, for `seconds` at most."""
+        """Wait until `release()`, at most `seconds`."""
         timer = None if seconds == inf else self._loop.call_later(seconds, self._complete)
         try:
             await self._future
@@ -65,7 +65,7 @@ class _Waker:
 
 
 class Call:
-    """A call of `function()` that a thread makes. `dropped` tells the function that nobody waits for it."""
+    """A call of `function()` on a thread. `dropped` tells the function that no task waits for it."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
@@ -74,7 +74,7 @@ class Call:
         self.error: BaseException | None = None
 
     def make(self) -> None:
-        """On its thread."""
+        """Make the call, and keep its error. On its thread."""
         try:
             self._function()
         except BaseException as error:
@@ -82,26 +82,26 @@ class Call:
         self.done.set()
 
     def begin(self) -> None:
-        """Have a thread of its own make it, in the caller's context. Raises `RuntimeError` if there can be none."""
+        """Start a thread that makes it, in the caller's context. Raises `RuntimeError` if none can be started."""
         make = partial(copy_context().run, self.make)
         threads.start(threading.Thread(target=make, name=THREAD_NAME, daemon=True))
 
     async def wait(self) -> None:
-        """Wait for its end. Raises what the call has raised."""
+        """Wait until the call has ended. Raises the error that it raised. On the event loop."""
         await until(self.done, self.done.is_set)
         if self.error is not None:
             raise self.error
 
 
 class Sends:
-    """Sends notifications one after the other, on a thread that ends when none is left."""
+    """Sends notifications one after another, on a thread that ends when none is left."""
 
     def __init__(self) -> None:
         self._calls: deque[Call] = deque()
         self._idle = [True]  # one token: the caller that pops it starts the thread, which puts it back
 
     async def make(self, send: Callable[[], object]) -> None:
-        """Call `send()`; not if the task is cancelled before its turn. Raises what that raises."""
+        """Call `send()` on the thread, unless the task is cancelled before. Raises the error that it raises."""
         call: Call = Call(lambda: call.dropped or send())
         self._put(call)
         try:
@@ -116,7 +116,7 @@ class Sends:
             token.extend(map(list.pop, (self._idle,)))  # one call of C: Ctrl-C comes before or after it
             threads.start(threading.Thread(target=self._work, name=THREAD_NAME, daemon=True))
         except IndexError:
-            return  # the thread that has the token comes to this call
+            return  # the thread that has the token makes this call too
         except BaseException:
             with suppress(ValueError):
                 self._calls.remove(call)

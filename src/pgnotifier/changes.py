@@ -1,4 +1,4 @@
-"""Changes of the registry: callers begin them, and a listener thread closes the difference to the server."""
+"""Changes of the registry: callers begin them, and the listener thread sends LISTEN and UNLISTEN for them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def begin(
     shared: Shared, step: Step, autorun: bool = True, everything: bool = False, ordered: bool = False
 ) -> Request:
-    """Begin a change; it is made when the request is done, which may be at once. Does not wait.
+    """Begin a change and return its request, which is done when the change is made, perhaps at once. Does not wait.
 
-    With `autorun` the server has to follow first, if there is a session and what is to be listened to differs;
-    `ordered`: changes that wait for the server come first. Raises what `step` raises; nothing has changed then.
+    With `autorun` and a session, the listener first sends LISTEN and UNLISTEN for channels that differ. `ordered`:
+    changes that wait for the server are made first. Any thread. Raises what `step` raises; nothing has changed then.
     """
     request = Request(step, autorun, everything)
     with shared.lock:
@@ -42,7 +42,7 @@ def begin(
 
 
 def take_back(shared: Shared, request: Request, undo: Step) -> None:
-    """Undo a change that nobody waits for any more. Does not wait."""
+    """Drop a request that still waits for the listener, else make `undo`. Any thread. Does not wait."""
     with shared.lock:
         if shared.life is not None and request in shared.life.requests:
             request.drop()
@@ -51,16 +51,16 @@ def take_back(shared: Shared, request: Request, undo: Step) -> None:
 
 
 def release(shared: Shared, step: Step) -> None:
-    """Make a step that takes something away at once, and have the server follow. Does not wait."""
+    """Make a removing step at once; the listener sends the UNLISTEN later. Any thread. Does not wait."""
     begin(shared, step, autorun=False)
     begin(shared, nothing)
 
 
 def serve(shared: Shared, life: Lifetime, session: Session, fresh: bool = False) -> None:
-    """Make the changes that wait, and report each; with a `fresh` session close the difference anyway.
+    """Make the changes that wait, and report each; with a `fresh` session, first send what differs anyway.
 
-    Each change is computed anew under the lock if the registry has changed while the server followed, so that what
-    came in between is not lost. Raises `psycopg.Error` where the session is lost.
+    The listener thread, without the lock. If the registry has changed while the server answered, a change is computed
+    again under the lock, so that no other change is lost. Raises `psycopg.Error` if the session is lost.
     """
     if fresh:
         _Change(shared, life, session, Request(nothing)).make()
@@ -72,13 +72,13 @@ def serve(shared: Shared, life: Lifetime, session: Session, fresh: bool = False)
 
 
 class _Change:
-    """One change, while the server follows."""
+    """One change that the server has to follow. The listener thread."""
 
     def __init__(self, shared: Shared, life: Lifetime, session: Session, request: Request) -> None:
         self._shared, self._life, self._session, self._request = shared, life, session, request
-        self._changed: set[str] = set()  # what the server was told about
+        self._changed: set[str] = set()  # channels that LISTEN or UNLISTEN was sent for
         self._refused: set[str] = set()
-        self._since: datetime | None = None  # all before has arrived, where something is listened to no longer
+        self._since: datetime | None = None  # `confirmed` of the first UNLISTEN
 
     def make(self) -> None:
         request, life = self._request, self._life
@@ -106,7 +106,7 @@ class _Change:
         self._shared.report([request])
 
     def _tell(self, add: list[str], remove: list[str]) -> dict[str, psycopg.Error]:
-        """Have the server listen, or listen no longer; returns what it refuses."""
+        """Send LISTEN for `add` and UNLISTEN for `remove`; return the names that the server refuses."""
 
         def hand_over() -> float:
             return self._shared.hand_over(self._life, self._session)
@@ -120,14 +120,14 @@ class _Change:
         return found
 
     def _commit(self, new: Registry, touched: Iterable[Touched]) -> None:
-        """Under the lock."""
+        """Make `new` the registry, and remove the request. Under the lock."""
         self._shared.commit(self._life, new, touched, self._changed, self._refused, self._since)
         self._session.discard(self._changed)
-        with contextlib.suppress(ValueError):  # a new session's own
+        with contextlib.suppress(ValueError):  # that of a fresh session never waited
             self._life.requests.remove(self._request)
 
     def _undo(self) -> None:
-        """Have the server listen as before, but for what others want since; the registry stays as it is."""
+        """Take back what was sent, except for channels that others want since. The registry stays as it is."""
         life, session = self._life, self._session
         with self._shared.lock:
             life.check()
@@ -135,7 +135,7 @@ class _Change:
             back = [n for n in told if n in session.active and (n in life.pending or not is_valid(reg, n))]
             again = [n for n in told if n not in session.active and (n in life.pending or is_valid(reg, n))]
             session.leave(back)
-            # Between now and the answer these are not covered.
+            # Until the answer these channels are not covered.
             self._shared.commit(life, reg, (), self._changed, self._refused, self._since)
         if back or again:
             self._tell(again, back)

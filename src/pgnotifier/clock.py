@@ -1,4 +1,4 @@
-"""The clock that gaps are measured by: aware UTC, and how far the system's clock was set back (guarantee 10)."""
+"""The clock of gaps: aware UTC, and by how much the system's clock was set back (guarantee 10)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import deque
 from datetime import datetime, timedelta, timezone
 from time import monotonic
 
-NOTICED = timedelta(seconds=1)  # less is how a clock is kept right
+NOTICED = timedelta(seconds=1)  # smaller steps are normal adjustments
 
 _last = datetime.now(timezone.utc), monotonic()
-_set_back: deque[tuple[datetime, timedelta]] = deque(maxlen=100)  # what the clock showed before, and by how much
+_set_back: deque[tuple[datetime, timedelta]] = deque(maxlen=100)  # the time shown before, and by how much
 
 
 def now() -> datetime:
-    """Return what the system's clock shows. From any thread; without a lock."""
+    """Return the system's time, and note if its clock was set back. Any thread, without a lock."""
     global _last
     moment, ticks = datetime.now(timezone.utc), monotonic()
     then, ticks_then = _last
@@ -25,7 +25,7 @@ def now() -> datetime:
 
 
 def earliest(moment: datetime) -> datetime:
-    """Return what the clock, as it is set now, may have shown at `moment`; too early rather than too late."""
+    """Return the earliest time that the clock, as it is set now, may have shown at `moment`."""
     for shown, back in tuple(_set_back):
         if moment <= shown:
             moment -= back

@@ -1,4 +1,4 @@
-"""Calls in signal handlers and finalizers, which may interrupt a thread where it must not wait (guarantee 11)."""
+"""Calls in signal handlers and finalizers, which may interrupt a thread that must not wait (guarantee 11)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .shared import Shared
 
 
 class Deferred:
-    """Calls that wait until the thread that they have interrupted goes on; a thread makes them, in their order."""
+    """Queues calls for a `pgnotifier-change` thread, which makes them in order, without a lock of the notifier's."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._calls: deque[Callable[[], object]] = deque()
-        self._turn = allocate_lock()
+        self._lock = allocate_lock()
 
     def take(self, call: Callable[[], object]) -> bool:
-        """Have `call` made by a thread of its own if the current thread must not wait; returns whether that is so.
+        """Queue `call` if the current thread must not wait for it; return True if so.
 
-        It must not while it holds the state lock, and on a listener thread, of whichever notifier.
+        A thread must not wait while it holds the state lock. A listener thread, of any notifier, never may.
         """
         if not (self._shared.lock._is_owned() or self._on_listener()):
             return False
@@ -45,11 +45,11 @@ class Deferred:
         thread = threading.current_thread()
         if isinstance(thread, threads.Relied):
             return True
-        # A finalizer may run in a thread's first instructions, when Python has not registered it.
+        # A finalizer may run in a thread's first instructions, before Python has registered it.
         return newest is not None and newest.ident is None and isinstance(thread, threading._DummyThread)
 
     def _catch_up(self) -> None:
-        with self._turn:
+        with self._lock:
             while self._calls:
                 try:
                     self._calls.popleft()()

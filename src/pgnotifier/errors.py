@@ -1,4 +1,4 @@
-"""The errors that pgnotifier raises of its own, and how their texts show a value.
+"""pgnotifier's own errors, and how their texts show a value.
 
 Errors of the server stay `psycopg.Error`.
 """
@@ -12,7 +12,7 @@ except ImportError as _error:
 
 
 class NotifierError(Exception):
-    """Root of the library's own errors. Each text names the value and the limit."""
+    """The base of the library's own errors. Each text names the value and the limit."""
 
 
 class InvalidChannel(NotifierError, ValueError):
@@ -48,7 +48,7 @@ class CannotListen(NotifierError, psycopg.OperationalError):
 
 
 def shown(value: object, most: int = 100) -> str:
-    """The first characters of the `repr` of `value`, for the text of an error. It never raises."""
+    """Return the first `most` characters of `repr(value)`, for an error's text. Never raises."""
     try:
         return repr(value)[:most]
     except Exception:

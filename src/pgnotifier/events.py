@@ -1,4 +1,4 @@
-"""What a stream gives to its readers (guarantee 16). Pure."""
+"""The events that readers of a stream get (guarantee 16). Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .gap import Gap
 class Notification(NamedTuple):
     """A notification: its channel, the decoded payload, and the pid of the server process that sent it.
 
-    0 is the pid of the notifier's own events.
+    The notifier's own events have pid 0.
     """
 
     channel: str
@@ -19,9 +19,9 @@ class Notification(NamedTuple):
 
 
 class Listening(NamedTuple):
-    """Listening is in effect on these channels: read your state now.
+    """The server listens to `channels`: read your state now.
 
-    - `gaps`: empty where listening begins; else what may have been missed, a `Gap` for each stretch and channel.
+    - `gaps`: empty when listening begins; else a `Gap` for each channel on which notifications may have been missed.
     """
 
     channels: tuple[str, ...]

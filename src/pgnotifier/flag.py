@@ -1,6 +1,6 @@
-"""Waiting for what another thread, a signal handler or a finalizer does; `threading.Event` would hang there.
+"""Waiting for another thread, a signal handler or a finalizer; `threading.Event` would hang there.
 
-No lock is shared by those who wait and those who wake, so a wake-up may interrupt a wait in the same thread.
+Waiting and waking threads share no lock, so a wake-up may interrupt a wait in the same thread.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-# CPython runs a signal handler only after the blocking call returns where the signal came just before the call. So
-# threads wait in slices: short at first, because a signal often answers what came before, and longer later.
 LONGEST = 1_000_000.0  # seconds that anything waits, eleven days: `poll` takes no more than 2**31 milliseconds
 
+# If a signal comes just before a blocking call, CPython runs its handler only after that call returns. So threads
+# wait in slices: short at first, up to 30 s later.
 FIRST_SLICE, LONGEST_SLICE = 0.01, 30.0  # seconds
 
 
@@ -26,18 +26,18 @@ class Bell:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a thread waits."""
+        """True if a thread waits."""
         return bool(self._waiters)
 
     def watch(self, waker: Any) -> None:
-        """Have `waker.release()` called at each ring, by the thread that rings, until `unwatch(waker)`."""
+        """Call `waker.release()` at each ring, on the thread that rings, until `unwatch(waker)`."""
         self._waiters.append(waker)
 
     def unwatch(self, waker: Any) -> None:
         self._waiters.remove(waker)
 
     def ring(self) -> None:
-        """Have every waiting thread look at its condition. From any thread, also in a signal handler."""
+        """Wake every waiting thread, to check its condition. Any thread, also in a signal handler."""
         for waiter in tuple(self._waiters):
             try:
                 waiter.release()
@@ -45,7 +45,7 @@ class Bell:
                 pass  # it is awake already, or its event loop is closed
 
     def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
-        """Block until `condition()` is true, for `timeout` seconds at most; returns whether it is."""
+        """Block until `condition()` is true, at most `timeout` seconds; return True if it is."""
         waiter = allocate_lock()
         waiter.acquire()
         self._waiters.append(waiter)
@@ -63,7 +63,7 @@ class Bell:
 
 
 class Flag(Bell):
-    """A condition that is set once, and may be cleared."""
+    """A condition that is true from `set()` until `clear()`."""
 
     def __init__(self, value: bool = False) -> None:
         super().__init__()
@@ -80,5 +80,5 @@ class Flag(Bell):
         return self._value
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until it is set, for `timeout` seconds at most; returns whether it is."""
+        """Block until it is set, at most `timeout` seconds; return True if it is."""
         return self.wait_for(self.is_set, timeout)

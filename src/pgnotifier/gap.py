@@ -13,15 +13,15 @@ GRAVEST_FIRST: tuple[Reason, ...] = ("connection", "stopped", "muted", "overflow
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What `on_listen` is told of a stretch of time in which notifications may have been missed.
+    """A period in which notifications on a channel may have been missed, as reported to `on_listen`.
 
     - `channel`: its name.
-    - `reason`: `"connection"` (it was lost), `"stopped"`, `"muted"` or `"overflow"` (the subscriber was too slow); of
-      causes that overlap, the first of these. A consumer of the journal is told of others: `"trimmed"`, `"restored"`
-      and `"channels"` (guarantee 18).
-    - `since`, `until`: aware UTC datetimes, `since <= until`; all before `since` was heard, and all after `until` is.
-    - `dropped`: how many were thrown away, or None where that can't be known.
-    - `error`: what ended the connection, or None.
+    - `reason`: `"connection"` (it was lost), `"stopped"`, `"muted"` or `"overflow"` (the subscriber was too slow). If
+      causes overlap, the first of these. The journal reports others: `"trimmed"`, `"restored"` and `"channels"`
+      (guarantee 18).
+    - `since`, `until`: aware UTC datetimes, `since <= until`. No commit before `since` or after `until` was missed.
+    - `dropped`: number of notifications thrown away, or None if it can't be known.
+    - `error`: the reason why the connection ended, or None.
     """
 
     channel: str
@@ -37,7 +37,7 @@ class Gap:
 
 
 def merge(one: Gap | None, other: Gap) -> Gap:
-    """One gap for both, under the graver reason."""
+    """Return one gap that covers both, under the graver reason."""
     if one is None:
         return other
     reason = min(one.reason, other.reason, key=GRAVEST_FIRST.index)

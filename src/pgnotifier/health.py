@@ -1,4 +1,4 @@
-"""Whether a notifier works, for probes (guarantee 11)."""
+"""The state of a notifier, for probes (guarantee 11)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Health(NamedTuple):
-    """What `health()` returns.
+    """The result of `health()`.
 
-    - `live`: the threads are there, and no call has been running too long. If not, restart the process.
-    - `ready`: it is live, and connected to a server that answers in time. If not, it may become so by itself.
-    - `problems`: what is wrong, in words; empty if nothing is.
+    - `live`: all threads run, and no call has been running too long. If it is False, restart the process.
+    - `ready`: live, and connected to a server that answers in time. If it is False, it may become True by itself.
+    - `problems`: a text for each problem.
     """
 
     live: bool
@@ -24,7 +24,7 @@ class Health(NamedTuple):
 
 
 def examine(supervisor: Supervisor, max_call: float) -> Health:
-    """Ask no server, and take no lock."""
+    """Return the health of a notifier. Any thread; sends nothing to the server, and takes no lock."""
     dead, unready = supervisor.problems()
     call = supervisor.calls.longest()
     if call is not None and call[2] > max_call:

@@ -1,4 +1,4 @@
-"""What to say where psycopg finds no libpq, which it needs and pip alone does not bring. Pure."""
+"""The advice if psycopg finds no libpq, which it needs and `pip install psycopg` does not bring. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ADVICE = (
 
 
 def missing(error: ImportError) -> BaseException:
-    """What to raise for `error`, met on importing psycopg: itself where it is about something else.
+    """Return the exception to raise for `error`, met on importing psycopg; `error` itself if libpq is not missing.
 
-    The command line ends with one line. It imports the package before any code of its own can run, so the question
-    whether this is the command line is asked here.
+    On the command line it is a `SystemExit`, which prints one line. The check is here, because the command line
+    imports the package before any code of its own can run.
     """
     text = str(error)
     if "no pq wrapper" not in text:

@@ -1,4 +1,4 @@
-"""What the process does to notifiers: its end, and fork (guarantee 11)."""
+"""Stops notifiers at the interpreter's end, and tells them of forks (guarantee 11)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
-CALLS_TIME = 0.5  # seconds that running callbacks of all notifiers have to end when the interpreter does
+CALLS_TIME = 0.5  # seconds that running callbacks of all notifiers have to finish at the interpreter's end
 
 _alive: WeakSet[Any] = WeakSet()
 _forking: WeakSet[Any] = WeakSet()
 
 
 def watch(notifier: Any) -> None:
-    """Stop `notifier` at the interpreter's end, and in forked children."""
+    """Stop `notifier` at the interpreter's end, and tell it of forks."""
     _alive.add(notifier)
     watch_forks(notifier)
 

@@ -1,8 +1,8 @@
 """The listener thread: an asyncio task that reads a session whenever its socket is readable (guarantee 5).
 
-For a change of channels the thread ends its task and has the server follow; a new thread listens on. Starting,
-changing and reconnecting are one life of a thread. It runs no callback, and does not poll. It runs log handlers and
-a callable `dbconf`, and holds no lock then.
+To change channels, the thread ends its task, sends LISTEN and UNLISTEN, and starts a new thread, which listens on.
+The thread runs no callback, and does not poll. It runs log handlers and a callable `dbconf`, without a lock. Every
+method runs on it, without the state lock.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .shared import Shared, nothing
 
 NAME = "pgnotifier-listener"
 LEAST_SECONDS = 0.01  # between two attempts to make the first connection
-END_SECONDS = 0.5  # that the next thread waits for the end of the one before it
+END_SECONDS = 0.5  # that a thread waits for the end of the one before it
 
 
 class Listener(threads.Relied):
-    """One thread of a lifetime. `before` is the one that it follows, which has nothing left to do."""
+    """One thread of a lifetime. `before` is the thread that it replaces, which only has to end."""
 
     def __init__(self, shared: Shared, life: Lifetime, before: threading.Thread | None = None) -> None:
         super().__init__(name=NAME, daemon=True)
@@ -34,7 +34,7 @@ class Listener(threads.Relied):
 
     def run(self) -> None:
         if self._before is not None:
-            # It ends, now that it has started this one; but a finalizer in it may wait for this one.
+            # It ends at once, unless a finalizer in it waits for this thread.
             self._before.join(END_SECONDS)
             self._before = None
         with self.shared.lock:
@@ -45,11 +45,11 @@ class Listener(threads.Relied):
             if self._live():
                 return
         except BaseException as error:
-            log(CRITICAL, "the listener met what it did not expect, and ends", error=error)
+            log(CRITICAL, "an unexpected error ends the listener", error=error)
         self._end()
 
     def _live(self) -> bool:
-        """Connect where there is no session, make changes, and listen, until the notifier is stopped.
+        """Connect if there is no session, make changes, and listen, until the notifier is stopped.
 
         Returns True if another thread goes on.
         """
@@ -82,7 +82,7 @@ class Listener(threads.Relied):
         return False
 
     def _succeed(self) -> bool:
-        """Have the next thread go on; False where none can be started, and this one has to."""
+        """Start the next thread, which listens on. Return False if none can be started: this one listens on then."""
         life = self._life
         successor = Listener(self.shared, life, self)
         life.listener = successor
@@ -95,7 +95,7 @@ class Listener(threads.Relied):
         return True
 
     def _connect(self) -> Session:
-        """A session that listens to everything that is wanted, published. Raises what kept it from that."""
+        """Return a new session that listens to all wanted channels, published. After an error nothing is open."""
         life = self._life
         session = Session(life.source, life.heartbeat, life.token)
         try:
@@ -109,7 +109,7 @@ class Listener(threads.Relied):
         return session
 
     def _connect_first(self) -> Session:
-        """As `_connect`, tried again for `connect_wait` seconds while the error can mend itself."""
+        """Connect as `_connect` does; try again for `connect_wait` seconds if the error may pass by itself."""
         life, (least, most) = self._life, self._life.retry_delay
         deadline, attempt = monotonic() + life.connect_wait, 0
         while True:
@@ -126,10 +126,10 @@ class Listener(threads.Relied):
             life.token.wait(monotonic() + seconds)
 
     def _publish(self, session: Session, refused: dict[str, psycopg.Error]) -> None:
-        """Have calls follow a new session. Raises `Abandoned` where the notifier was stopped meanwhile."""
+        """Make `session` the lifetime's session. Raises `Abandoned` if the notifier was stopped meanwhile."""
         life, shared = self._life, self.shared
         first = not life.started.is_set()
-        if first:  # before there is a session, so that a failed start leaves no worker behind
+        if first:  # once connected, so that a failed start leaves no worker; before `published`
             shared.start_workers()
         with shared.lock:
             life.check()
@@ -144,7 +144,7 @@ class Listener(threads.Relied):
         life.started.set()
 
     def _reconnect(self) -> Session | None:
-        """Connect again, for ever; None where the notifier was stopped meanwhile."""
+        """Reconnect, trying without limit; return None if the notifier was stopped meanwhile."""
         life, shared, (least, most) = self._life, self.shared, self._life.retry_delay
         life.attempt = next_attempt(life.attempt, life.down_since - life.up_since, least, most)
         attempts = 0
@@ -157,7 +157,7 @@ class Listener(threads.Relied):
                 session = self._connect()
             except Abandoned:
                 return None
-            except BaseException as error:  # whatever a callable dbconf may raise
+            except BaseException as error:  # a callable dbconf may raise anything
                 shared.last_error = describe(error)
                 log(WARNING, "attempt %d to connect failed: %s", attempts, describe(error))
                 life.attempt += 1
@@ -169,11 +169,11 @@ class Listener(threads.Relied):
             return session
 
     def _lost(self, session: Session, error: BaseException) -> None:
-        """The session is of no more use: record what waits for it, deliver what it had read, and tell."""
+        """Close a lost session: record the changes that wait, hand over what was read, and report the loss."""
         life, shared = self._life, self.shared
         with shared.lock:
             life.session, life.down_since = None, monotonic()
-            life.confirmed = session.confirmed  # also before what is still to be handed over
+            life.confirmed = session.confirmed  # of the oldest in the backlog, which is handed over below
             stopping = life.stopping
             if not stopping:
                 life.to(RECONNECTING)
@@ -189,7 +189,7 @@ class Listener(threads.Relied):
             while seconds := shared.hand_over(life, session):
                 life.token.wait(monotonic() + seconds)
         except Abandoned:
-            life.rest = session.backlog  # of which `stop(drain=True)` delivers what it can
+            life.rest = session.backlog  # for `stop(drain=True)`
         with shared.lock:
             if shared.life is not life:
                 return
@@ -198,11 +198,11 @@ class Listener(threads.Relied):
         if isinstance(error, psycopg.Error | UnicodeError | OSError):
             log(WARNING, "the connection is lost: %s", describe(error))
         else:
-            log(CRITICAL, "the listener met what it did not expect, and connects again", error=error)
+            log(CRITICAL, "an unexpected error in the listener, which connects again", error=error)
         shared.event(life, {"event": "disconnected", "error": describe(error)})
 
     def _end(self) -> None:
-        """Close what the lifetime holds: its last thread ends."""
+        """Close what the lifetime holds, on its last thread."""
         life, shared = self._life, self.shared
         with shared.lock:
             waiting = shared.record(life)
@@ -210,7 +210,7 @@ class Listener(threads.Relied):
         shared.report(waiting)
         if life.session is not None:
             life.keep(life.session)
-        if failed:  # it could not connect, or met what it did not expect
+        if failed:  # it could not connect, or an unexpected error ended it
             shared.end(life, {"event": "stopped"} if life.started.is_set() else None)
             with shared.lock:
                 if shared.life is None:

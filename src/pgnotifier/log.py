@@ -1,6 +1,6 @@
 """The logger `pgnotifier`: INFO for a change of phase, WARNING for a loss, ERROR for a failing callback.
 
-A payload is logged where it could not be decoded, and nowhere else; a password never.
+A payload is logged only if it could not be decoded, a password never.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, l
 
 
 def log(level: int, text: str, *values: object, error: BaseException | None = None) -> None:
-    """Log with the traceback of `error`. A handler or a `repr` that raises ends none of our threads."""
+    """Log `text % values`, with the traceback of `error` if given. Never raises, even if a handler does."""
     try:
         safe = [value if type(value) in _PLAIN else _Shown(value) for value in values]
         _logger.log(level, text, *safe, exc_info=error, stacklevel=2)
@@ -24,7 +24,7 @@ def log(level: int, text: str, *values: object, error: BaseException | None = No
 
 
 def describe(error: BaseException) -> str:
-    """The error's type and text, in one line."""
+    """Return the error's type and text on one line."""
     try:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     except Exception:
@@ -35,7 +35,7 @@ _PLAIN = (str, int, float)
 
 
 class _Shown:
-    """A value in a log record: its `repr` is computed by whoever formats the record, and never raises."""
+    """A value in a log record: its `repr` is computed when the record is formatted, and never raises."""
 
     __slots__ = ("_value",)
 

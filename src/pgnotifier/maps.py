@@ -24,7 +24,7 @@ def assoc_in(m: PMap[K, V], pv: Sequence[Any], v: Any) -> PMap[K, V]:
 
 
 def dissoc_in(m: PMap[K, V], pv: Sequence[Any]) -> PMap[K, V]:
-    """Return `m` without the key path `pv`; `m` itself where the path does not exist.
+    """Return `m` without the key path `pv`; `m` itself if the path does not exist.
 
     >>> dissoc_in(pmap({"a": pmap({"b": 1})}), ["a", "b"])
     pmap({'a': pmap({})})

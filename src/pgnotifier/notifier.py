@@ -1,6 +1,6 @@
-"""Notifier: the public methods, their argument checks, and 0.0.10's private seam.
+"""Notifier: the public methods, their argument checks, and the private methods of 0.0.10.
 
-Behind it, the supervisor has the registry and the connection, and the dispatcher the mailboxes.
+Methods run on the caller's thread. The supervisor owns the registry and the connection, the dispatcher the mailboxes.
 """
 
 from __future__ import annotations
@@ -41,24 +41,26 @@ from .validation import (
 class Notifier:
     """Calls subscribers back, by id, for notifications on PostgreSQL channels.
 
-    - `dbconf`: a conninfo string or URI (SQLAlchemy's too), a mapping of `psycopg.connect` arguments, a URL object of
-      SQLAlchemy's, or a callable that returns one, asked before every connection; empty means libpq's environment.
-    - `decode`: `str -> object`, called on a worker, once for each notification.
-    - `workers`: how many threads run callbacks. `max_pending`: how many notifications may wait for one id.
-    - `heartbeat`: seconds after which a session is asked whether it still listens, and has to answer; None: never.
-    - `retry_delay`: the least and the most seconds between two attempts to reconnect.
-    - `daemon=False`: the interpreter waits at its end until `stop()` or Ctrl-C.
-    - `autostart=False`: construction connects nothing and starts no thread; `start()` does, or `with`.
-    - `connect_wait`: for so many seconds construction and `start()` try again if the server can't be reached yet.
+    - `dbconf`: a conninfo string or URI (SQLAlchemy's too), a mapping of `psycopg.connect` arguments, a SQLAlchemy
+      `URL`, or a callable that returns one, called before every connection. Empty: libpq's environment variables.
+    - `decode`: `str -> object`, called on a worker thread, once for each notification.
+    - `workers`: number of threads that run callbacks.
+    - `max_pending`: number of notifications that may wait for one id; beyond it the oldest are dropped and reported.
+    - `heartbeat`: every so many seconds the session is queried; no answer within the same time counts as a lost
+      connection. None: never.
+    - `retry_delay`: least and greatest number of seconds between two attempts to connect.
+    - `daemon=False`: at its end, the interpreter waits until `stop()` or Ctrl-C.
+    - `autostart=False`: construction connects nothing and starts no thread; `start()` or `with` does.
+    - `connect_wait`: seconds for which construction and `start()` try again while the server can't be reached.
 
-    Construction connects and listens; it raises `psycopg.OperationalError` when it can't (`CannotListen` on a standby
-    or behind a pooler in transaction mode), and leaves nothing behind. `with Notifier(...) as n:` starts it if it is
-    stopped, and stops it at the end of the block.
+    Construction connects and listens. If it can't, it raises `psycopg.OperationalError` (`CannotListen` on a standby
+    or behind a pooler in transaction mode), and leaves no thread or connection behind. `with Notifier(...) as n:`
+    starts it if it is stopped, and stops it at the end of the block.
 
     Every method may be called from any thread, and from inside a callback. `channels` is one name or an iterable of
-    names. Each checks its arguments before anything is touched: `TypeError`, and `InvalidChannel` for a name that
-    PostgreSQL cannot hold as given. `autorun=False` leaves the set that is listened to as it is until `start()` or
-    the next change; who is called follows at once.
+    names. Arguments are checked before anything changes: a wrong type raises `TypeError`, a name that PostgreSQL
+    can't hold as given `InvalidChannel`. Subscription changes apply at once; `autorun=False` only postpones sending
+    LISTEN and UNLISTEN until `start()` or the next change.
     """
 
     SYSCHAN: Final[str] = registry.SYSCHAN
@@ -116,12 +118,12 @@ class Notifier:
     # -- the registry ---------------------------------------------------------------------------------------
 
     def add_channels(self, channels: Channels) -> None:
-        """Register channels, unmuted, without subscribers; a no-op for those that exist."""
+        """Register channels, unmuted and without subscribers. Existing ones stay as they are."""
         names = check_channels(channels)
         self.__change(lambda reg: registry.add_channels(reg, names), autorun=False)
 
     def remove_channels(self, channels: Channels, autorun: bool = True) -> None:
-        """Forget channels with their subscriptions; a no-op for those that do not exist."""
+        """Remove channels and their subscriptions. Ignore channels that are not registered."""
         names = check_channels(channels)
         self.__change(lambda reg: registry.remove_channels(reg, names), autorun)
 
@@ -136,18 +138,19 @@ class Notifier:
         deliver: Deliver = "all",
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        """Have `fn(id, channel, payload, pid)` called for notifications on `channel`, one at a time for each id.
+        """Call `fn(id, channel, payload, pid)` for notifications on `channel`, one at a time for each id.
 
-        When this returns, a NOTIFY that commits later is delivered; while the connection is down it returns at
-        once, and takes effect with the next. Again for the same pair: replaces `fn` and keeps the mute state.
+        When this returns, the server listens: a NOTIFY that commits later is delivered. While the connection is down,
+        it returns at once and takes effect with the next connection. Subscribing the same pair again replaces `fn`
+        and keeps the mute state.
 
-        - `fn`: a plain function runs on a worker, an `async def` on `loop` or the event loop that is running here.
-        - `on_listen(id, channel, gap)` is called in the same stream: with None when listening is in effect for the
-          first time (read your state then), with a `Gap` after each stretch in which some may have been missed.
-        - `deliver="latest"`: a newer notification takes the place of one that still waits for that id and channel.
+        - `fn`: a plain function runs on a worker thread, an `async def` on `loop` or the event loop that runs here.
+        - `on_listen(id, channel, gap)`: called in order with `fn`: with None when listening begins (read your state
+          then), with a `Gap` after each period in which notifications may have been missed.
+        - `deliver="latest"`: a newer notification replaces one that still waits for this id and channel.
 
-        Raises `TypeError` for an `async def` without an event loop, and `psycopg.Error` where the server refuses the
-        name; nothing has changed then.
+        Raises `TypeError` for an `async def` without an event loop, `ValueError` if `id` is a stream's, and
+        `psycopg.Error` if the server refuses the name. Nothing has changed then.
         """
         check_id(id)
         name = check_channel(channel)
@@ -156,108 +159,114 @@ class Notifier:
         self.__change(lambda reg: registry.subscribe(reg, id, name, sub, self._next_serial()), autorun)
 
     def listen(self, *channels: str, id: Hashable = None, deliver: Deliver = "all") -> Stream:
-        """A stream of what comes on `channels`, to be read where and when you like: `for event in stream`.
+        """Return a stream of the notifications on `channels`, to be read on any thread: `for event in stream`.
 
-        When this returns, a NOTIFY that commits later comes, as with `subscribe`. The stream is a subscriber under
-        `id`, or under itself where none is given. `deliver` as in `subscribe`. A channel that nobody had registered
-        goes with the stream. Raises `ValueError` without a channel and for an id that is registered already, and
-        `psycopg.Error` where the server refuses a name; nothing has changed then.
+        When this returns, the server listens, as with `subscribe`. The stream is a subscriber under `id`, or without
+        one under itself. `deliver` as in `subscribe`. Closing the stream removes channels that only streams have
+        registered. Raises `ValueError` without a channel and for an id that is registered, and `psycopg.Error` if the
+        server refuses a name. Nothing has changed then.
         """
         stream = self._new_stream(channels, id)
         self.__maybe_restart(self._listening(stream, deliver))
         return stream
 
     def unsubscribe(self, id: Hashable, channel: str, autorun: bool = True) -> None:
-        """Remove that pair and no other; a no-op where it does not exist."""
+        """Remove this id from this channel only. Do nothing if it is not subscribed."""
         check_id(id)
         name = check_channel(channel)
         self.__change(lambda reg: registry.unsubscribe(reg, id, name), autorun)
 
     def mute_channels(self, channels: Channels = ()) -> None:
-        """Mute channels (none given: all but SYSCHAN). Raises `UnknownChannel`."""
+        """Mute `channels` (none: all but SYSCHAN). Raises `UnknownChannel`; nothing has changed then."""
         self.__mute_chans(channels, True)
 
     def unmute_channels(self, channels: Channels = ()) -> None:
-        """Unmute channels (none given: all but SYSCHAN). Raises `UnknownChannel`."""
+        """Unmute `channels` (none: all but SYSCHAN). Raises `UnknownChannel`; nothing has changed then."""
         self.__mute_chans(channels, False)
 
     def mute_subscriber(self, id: Hashable, channels: Channels = ()) -> None:
-        """Mute a subscriber on channels (none given: all it is on). Raises `UnknownSubscriber`, `UnknownChannel`."""
+        """Mute a subscriber on `channels` (none: all of its own). Raises `UnknownSubscriber`, `UnknownChannel`."""
         self.__mute_sub(id, channels, True)
 
     def unmute_subscriber(self, id: Hashable, channels: Channels = ()) -> None:
-        """Unmute a subscriber, as `mute_subscriber` mutes it."""
+        """Unmute a subscriber on `channels` (none: all of its own). Raises as `mute_subscriber`."""
         self.__mute_sub(id, channels, False)
 
     def channels(self) -> dict[str, ChannelState]:
-        """`{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`, a copy."""
+        """Return all channels with their state and subscribers, as a plain dict that belongs to the caller.
+
+        `{channel: {"mute": bool, "active": bool, "subscribers": {id: {"fn": fn, "mute": bool}}}}`
+        """
         return snapshots.channels_dict(self._supervisor.shared.registry, self._listened())
 
     def subscribers(self) -> dict[Hashable, SubscriberState]:
-        """`{id: {"fn": latest, "channels": {channel: {"fn", "active", "mute", "sub_mute"}}}}`, a copy."""
+        """Return all subscribers with their channels, as a plain dict that belongs to the caller.
+
+        `{id: {"fn": latest fn, "channels": {channel: {"fn": fn, "active": bool, "mute": bool, "sub_mute": bool}}}}`
+        """
         return snapshots.subscribers_dict(self._supervisor.shared.registry, self._listened())
 
     def active_channels(self) -> list[str]:
-        """The channels listened to now, sorted, without SYSCHAN."""
+        """Return the channels that are listened to now, sorted, without SYSCHAN."""
         return sorted(name for name in self._listened() if name != self.SYSCHAN)
 
     def muted_channels(self, channels: Channels = ()) -> list[str]:
-        """The muted among `channels` (none given: among all), sorted."""
+        """Return the muted channels among `channels` (none: all), sorted."""
         return self.__by_mute(channels, True)
 
     def non_muted_channels(self, channels: Channels = ()) -> list[str]:
-        """The channels that are not muted, among `channels` (none given: among all), sorted."""
+        """Return the channels among `channels` (none: all) that are not muted, sorted."""
         return self.__by_mute(channels, False)
 
     def muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
-        """`{channel: [ids]}` of the subscribers muted there."""
+        """Return `{channel: [ids]}` of the subscribers muted on `channels` (none: all)."""
         return snapshots.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), True)
 
     def non_muted_subscribers(self, channels: Channels = ()) -> dict[str, list[Hashable]]:
-        """`{channel: [ids]}` of the subscribers not muted there."""
+        """Return `{channel: [ids]}` of the subscribers not muted on `channels` (none: all)."""
         return snapshots.ids_by_channel(self._supervisor.shared.registry, check_channels(channels), False)
 
     # -- life cycle -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Bring the listener into being where there is none; on a running one apply what is pending.
+        """Start the listener. If it is running, apply pending changes.
 
-        Raises `psycopg.OperationalError` when it can't connect, and is stopped then.
+        Raises `psycopg.OperationalError` if it can't connect. The notifier is stopped then.
         """
         self._supervisor.start()
 
     def restart(self) -> None:
-        """As `start`."""
+        """Start the listener, or apply pending changes, as `start` does."""
         self._supervisor.start()
 
     def stop(self, timeout: float = 10.0, *, drain: bool = False) -> None:
-        """End the listener, let running callbacks finish for `timeout` seconds, drop what waits, disconnect.
+        """Stop the listener, throw away what waits, let running callbacks finish for `timeout` seconds, disconnect.
 
-        `drain=True` delivers what waits first, within the same time. From a callback, or on an event loop that has
-        one running, it waits for none and drains nothing. A no-op on a stopped notifier.
+        `drain=True` first delivers what waits, within the same time. In a callback, or on an event loop that has one
+        running, it waits for no callback and drains nothing. On a stopped notifier it does nothing.
         """
         seconds = check_timeout(timeout)
         self._sender.close()
         self.__maybe_stop(seconds, drain)
-        self._sender.close_idle()  # of callbacks that sent meanwhile
+        self._sender.close_idle()  # connections of callbacks that sent meanwhile
 
     def is_running(self) -> bool:
-        """True from construction or `start()` until `stop()`, or until the listener has ended for another reason."""
+        """Return True from construction or `start()` until `stop()`, or until the listener ends by itself."""
         return self._supervisor.running
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until stopped, for `timeout` seconds at most; whether it is stopped. Ctrl-C interrupts it."""
+        """Block until stopped, at most `timeout` seconds; return True if it is stopped. Ctrl-C interrupts it."""
         return self._supervisor.shared.stopped.wait(None if timeout is None else check_timeout(timeout))
 
     def status(self) -> Status:
-        """Counters, which only grow, and state, as a plain dict.
+        """Return counters, which only grow, and state, as a plain dict. Never blocks.
 
         `running`, `connected`, `pid` of the session (or None), `active` channels, `received` notifications,
         `delivered` and `failed` calls, `dropped` and `pending` ones, `restarts` of the listener thread,
         `reconnects`, `last_error` (text or None), `since` (when this state of the connection began, aware UTC),
         `last_failure` (text of the last exception of a callback, an `on_listen` or the decoder, or None),
-        `longest_call` (`(id, channel, seconds)` of the call that has been running longest, or None), `confirmed` (all
-        that was committed before has arrived, aware UTC; None before the first connection).
+        `longest_call` (`(id, channel, seconds)` of the call that has been running longest, or None), `confirmed`
+        (everything committed before has arrived, aware UTC; None before the first connection).
         """
         supervisor, counts = self._supervisor, self._dispatcher.counts()
         session = supervisor.session
@@ -281,21 +290,22 @@ class Notifier:
         }
 
     def health(self, max_call: float = 60.0) -> Health:
-        """Whether it works, for probes: `Health(live, ready, problems)`. Asks no server and never blocks.
+        """Return `Health(live, ready, problems)`, for probes. Sends nothing to the server and never blocks.
 
-        `max_call`: seconds after which a call that has not returned counts as stuck.
+        `max_call`: a call that has been running for more seconds counts as stuck.
         """
         return examine(self._supervisor, check_timeout(max_call, "max_call"))
 
     def notify(self, channel: str, payload: object = "") -> None:
-        """Send on a connection of its own; returns when the server has committed. A str goes as it is.
+        """Send a notification on a separate connection; return when the server has committed it.
 
-        Anything else goes through `encode`. Raises `InvalidChannel`, `PayloadTooLong`, `TypeError`, `ValueError`, and
-        `psycopg.OperationalError` where the server can't be reached or gives no answer for ten seconds.
+        A str is sent as it is, anything else through `encode`. Raises `InvalidChannel`, `PayloadTooLong`,
+        `TypeError`, `ValueError`, and `psycopg.OperationalError` if the server can't be reached or does not answer
+        within ten seconds.
         """
         self._sender.send(check_channel(channel), payload)
 
-    # -- 0.0.10's private seam ------------------------------------------------------------------------------
+    # -- 0.0.10's private methods ---------------------------------------------------------------------------
 
     def __change(self, step: Step, autorun: bool) -> None:
         if autorun:
@@ -304,17 +314,17 @@ class Notifier:
             self._supervisor.change(step, False)
 
     def __maybe_restart(self, step: Step | None = None) -> None:
-        """Compare valid with active channels; where they differ: end the thread, and LISTEN on the next one."""
+        """Make `step`. If valid and active channels differ, return when the listener has sent LISTEN and UNLISTEN."""
         self._supervisor.change(step or nothing, True, everything=step is None)
 
     def __maybe_stop(self, timeout: float = 10.0, drain: bool = False) -> None:
-        """End the listener thread, where there is one, and close its session; then the workers."""
+        """End the listener thread, if there is one, and close its session; then end the workers."""
         self._supervisor.stop(monotonic() + timeout, drain)
 
     def __notify(self, generator: Iterable[Notify], since: datetime | None = None) -> tuple[int, float]:
-        """Put what the generator yields into the mailboxes of the non-muted subscribers.
+        """Put notifications into the mailboxes of non-muted subscribers. The listener thread, without the lock.
 
-        Returns how many, and, where mailboxes have no room for the others, after how many seconds to try again.
+        Returns how many, and, if mailboxes have no room for the others, after how many seconds to try again (else 0).
         """
         batch = generator if isinstance(generator, list) else list(generator)
         taken, seconds = self._dispatcher.post(batch, since or now())
@@ -322,7 +332,7 @@ class Notifier:
         return taken, seconds
 
     def __valid_chans(self) -> PVector[str]:
-        """The channels that should be listened to: not muted, with an unmuted subscriber; sorted."""
+        """Return the channels that should be listened to, sorted: not muted, with an unmuted subscriber."""
         return registry.valid_channels(self._supervisor.shared.registry)
 
     def __mute_chans(self, channels: Channels, b: bool) -> None:
@@ -335,7 +345,7 @@ class Notifier:
         self.__change(lambda reg: registry.mute_subscriber(reg, id, names, b), autorun=True)
 
     def _next_serial(self) -> int:
-        """A number for a subscription, greater the later it is made. Under the state lock."""
+        """Return a number that is greater for each later subscription. Under the state lock."""
         self._serial += 1
         return self._serial
 
@@ -354,7 +364,7 @@ class Notifier:
         sub = stream.subscription(deliver == "latest")
 
         def step(reg: Registry) -> registry.Step:
-            if stream.closed:  # meanwhile, where this waits for what a signal handler has interrupted
+            if stream.closed:  # while this change was deferred
                 return nothing(reg)
             return registry.listen(reg, stream.key, stream.channels, sub, self._next_serial())
 
@@ -367,7 +377,7 @@ class Notifier:
         self._supervisor.release(lambda reg: registry.close_stream(reg, id, puller))
 
     def _forget(self, id: Hashable, puller: Puller) -> None:
-        """In a finalizer: takes no lock."""
+        """Have the listener close a collected stream. In a finalizer on any thread: takes no lock."""
         self._supervisor.shared.forgotten.append(lambda reg: registry.close_stream(reg, id, puller))
         self._supervisor.wake()
 
@@ -383,7 +393,7 @@ class Notifier:
         self._supervisor.wake()
 
     def _forked(self) -> None:
-        """In a forked child: stopped, without touching the parent's session."""
+        """Replace the supervisor in a forked child: stopped, without touching the parent's session."""
         old = self._supervisor
         session = old.session
         self._dispatcher = self._dispatcher.for_child(now() if session is None else session.confirmed)

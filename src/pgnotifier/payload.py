@@ -1,7 +1,7 @@
-"""Pure: text from the wire to values, and back (guarantee 7). No I/O, no threads but one lock.
+"""Pure: from payload texts to values, and back (guarantee 7). No I/O, and one lock.
 
-JSON is tried first: it is many times faster than `ast.literal_eval`, and where a text is both, the value
-is the same but for two escapes in which JSON is right.
+JSON is tried first, because it is many times faster than `ast.literal_eval`. If a text is both, the values differ
+only in two escapes, for which JSON is right.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _JSON_SPACE = " \t\n\r"
 # Only these can make Python's tokenizer warn: an unknown escape, or a number that runs into a keyword.
 _may_warn = re.compile(r"\\|[0-9a-fA-F_.jJlL](?=and|else|for|if|in|is|not|or)").search
 _warnings_lock = allocate_lock()  # catch_warnings replaces state of the whole process
-_quiet: warnings.catch_warnings[None] | None = None  # what has replaced it now
+_quiet: warnings.catch_warnings[None] | None = None  # the replacement under way, for `_after_fork`
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -79,12 +79,12 @@ def _literal_eval_quietly(text: str) -> Any:
 
 
 def _after_fork() -> None:
-    """In the child: the thread that was being quiet is gone, with the lock and the filters as it had them."""
+    """Restore lock and warning filters in a forked child, which does not have the thread that held them."""
     global _quiet, _warnings_lock
     _warnings_lock = allocate_lock()
     quiet, _quiet = _quiet, None
     if quiet is not None:
-        with contextlib.suppress(RuntimeError, AttributeError):  # it had not come to change all
+        with contextlib.suppress(RuntimeError, AttributeError):  # it was not entered yet
             quiet.__exit__(None, None, None)
 
 
@@ -104,10 +104,10 @@ def _literal_eval(text: str) -> Any:
 def encode(value: object) -> str:
     """Return text for which `decode(encode(value)) == value`, of the same type.
 
-    JSON where JSON keeps the value, else a Python literal. For values made of None, bool, int, float, complex,
-    str, bytes, tuple, list, dict and set. Raises `TypeError` for any other type (subclasses included, they
-    would come back as their base), `ValueError` for a value that cannot come back: a NaN, a cycle, an int of
-    more digits than Python reads, nesting over 64 levels.
+    The text is JSON if JSON keeps the value, else a Python literal. Values consist of None, bool, int, float,
+    complex, str, bytes, tuple, list, dict and set. Raises `TypeError` for any other type (also for subclasses,
+    which would come back as their base), `ValueError` for a value that can't come back: a NaN, a cycle, an int
+    of more digits than Python reads, nesting over 64 levels.
     """
     if _check(value, 0, set()):
         return _dump_json(value)
@@ -115,7 +115,7 @@ def encode(value: object) -> str:
 
 
 def _check(value: object, depth: int, above: set[int]) -> bool:
-    """Whether JSON keeps `value`; raises for what can't be sent at all."""
+    """Return True if JSON keeps `value`. Raises `TypeError` and `ValueError` as `encode`."""
     kind = type(value)
     if value is None or kind is bool:
         return True

@@ -1,4 +1,4 @@
-"""The task of the listener thread: it reads a session whenever its socket is readable (guarantee 5)."""
+"""The task of the listener thread: reads a session whenever its socket is readable (guarantee 5)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """Reads and hands over, until there is a change to make or an end. `tidy()` is called for forgotten streams."""
+    """Reads and hands over on the listener thread, without the state lock. `tidy()` ends forgotten streams."""
 
     def __init__(self, shared: Shared, life: Lifetime, session: Session, tidy: Callable[[], object]) -> None:
         self._shared, self._life, self._session, self._tidy = shared, life, session, tidy
         self._readable = asyncio.Event()
-        self._heard = monotonic()  # when bytes have come
+        self._heard = monotonic()  # when bytes last came
         self._failure: BaseException | None = None
 
     def _bytes_came(self) -> None:
-        """Read and hand over at once: the task would have its turn one pass of the event loop later."""
+        """Read and hand over at once: the task would run one pass of the event loop later."""
         session, self._heard = self._session, monotonic()
         try:
-            if not session.backlog:  # else the task knows what to wait for
+            if not session.backlog:  # else the task waits for room
                 session.read()
                 self._shared.hand_over(self._life, session)
         except BaseException as error:
@@ -35,7 +35,7 @@ class Reading:
             self._readable.set()
 
     async def run(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Raises when the session is lost."""
+        """Read until a change waits or the notifier is stopped. Raises the error that ended the session."""
         shared, life, session = self._shared, self._life, self._session
         readable = life.readable = self._readable
         timer: asyncio.TimerHandle | None = None

@@ -1,9 +1,8 @@
-"""Pure: what the user wants, as one immutable value, and the steps from registry to registry (guarantee 3).
+"""Pure: the wanted subscriptions as one immutable value, and the steps from registry to registry (guarantee 3).
 
-A step returns the next registry and the subscriptions that it may have changed. It returns the registry that it was
-given where there is nothing to do, so `new is old` means: no change. A step costs the same however much else is
-registered, because a channel counts its unmuted subscribers. The caller has checked the arguments, but for what only
-the registry can know.
+A step returns the next registry and the subscriptions that it may have changed. It returns the same registry if there
+is nothing to do, so `new is old` means: no change. A step costs the same however much else is registered, because a
+channel counts its unmuted subscribers. The caller has checked the arguments. A step that raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ NO_SERIALS: PMap[str, int] = pmap()
 
 
 class Keyed:
-    """What users may give in place of the id that the registry holds for it."""
+    """An object that users may pass in place of an id; `key` is its id in the registry."""
 
     key: Hashable
 
@@ -35,9 +34,9 @@ Touched = tuple[str, tuple[Hashable, ...] | None]  # a channel, and ids on it; N
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subscription:
-    """One id on one channel; `loop` runs `fn` where it `awaits`, and `on_listen` where it `tells_by_awaiting`.
+    """One id on one channel. `loop` runs coroutine functions: `fn` if `awaits`, `on_listen` if `tells_by_awaiting`.
 
-    `pulled` is a stream's side of the mailbox; neither is called then, because readers take what they would get.
+    `pulled` is the `Puller` of a stream, if it is one: readers take the notifications, and neither is called.
     """
 
     fn: Callback
@@ -52,9 +51,9 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Channel:
-    """One channel; `unmuted` counts its subscribers that are not muted.
+    """One channel. `unmuted` counts its subscribers that are not muted.
 
-    `temporary`: a stream has brought it, and nobody else has asked for it; it goes with its last subscriber.
+    `temporary`: only streams have registered it, so it is removed with its last subscriber.
     """
 
     mute: bool = False
@@ -69,7 +68,7 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Registry:
-    """`ids` maps an id to its channels, each with a number that is greater the later its callback was given."""
+    """All channels by name. `ids` maps an id to its channels, each with the serial number of its subscription."""
 
     channels: PMap[str, Channel] = pmap()
     ids: PMap[Hashable, PMap[str, int]] = pmap()
@@ -81,19 +80,19 @@ Step = tuple[Registry, tuple[Touched, ...]]
 
 
 def is_valid(reg: Registry, name: str) -> bool:
-    """Whether that channel should be listened to; SYSCHAN always is, and does not count."""
+    """Return True if that channel should be listened to. False for SYSCHAN, which always is."""
     entry = reg.channels.get(name)
     return entry is not None and entry.valid and name != SYSCHAN
 
 
 def _put(reg: Registry, name: str, entry: Channel | None) -> Registry:
-    """`reg` with that entry for `name` (None: without one)."""
+    """Return `reg` with `entry` for `name`, or without one if it is None."""
     channels = reg.channels.discard(name) if entry is None else reg.channels.set(name, entry)
     return Registry(channels, reg.ids)
 
 
 def _forget(reg: Registry, id: Hashable, name: str) -> Registry:
-    """`reg` with the id's record rid of that channel, and of itself with the last one."""
+    """Return `reg` without this channel of the id, and without the id if it was its last."""
     ids = dissoc_in(reg.ids, [id, name])
     return Registry(reg.channels, ids if ids[id] else ids.discard(id))
 
@@ -119,9 +118,10 @@ def remove_channels(reg: Registry, names: Iterable[str]) -> Step:
 
 
 def subscribe(reg: Registry, id: Hashable, name: str, sub: Subscription, serial: int) -> Step:
-    """`serial` grows with each call; it tells which callback of an id is the latest. The mute state is kept.
+    """Subscribe `id` to a channel, or replace its subscription there. The mute state is kept.
 
-    Raises ValueError, nothing changed, where the id is a stream's.
+    `serial` grows with each call, and shows which callback of an id is the latest. Raises ValueError if the id is a
+    stream's.
     """
     entry = reg.channels.get(name) or Channel()
     old = entry.subscribers.get(id)
@@ -130,14 +130,14 @@ def subscribe(reg: Registry, id: Hashable, name: str, sub: Subscription, serial:
     if sub.pulled is None:
         entry = replace(entry, temporary=False)
         if is_stream(reg, id):
-            raise ValueError(f"subscriber {shown(id)} is a stream's: close that, or take another id")
+            raise ValueError(f"subscriber {shown(id)} is a stream's: close the stream, or use another id")
     grown = replace(entry, subscribers=entry.subscribers.set(id, sub), unmuted=entry.unmuted + (old is None))
     ids = assoc_in(reg.ids, [id, name], serial)
     return Registry(reg.channels.set(name, grown), ids), ((name, (id,)),)
 
 
 def listen(reg: Registry, id: Hashable, names: Iterable[str], sub: Subscription, serial: int) -> Step:
-    """Subscribe a stream to channels. Raises ValueError, nothing changed, where the id is registered."""
+    """Subscribe a stream to channels. Raises ValueError if the id is registered."""
     if id in reg.ids:
         raise ValueError(f"subscriber {shown(id)} is registered already: a stream needs an id of its own")
     touched: list[Touched] = []
@@ -150,7 +150,7 @@ def listen(reg: Registry, id: Hashable, names: Iterable[str], sub: Subscription,
 
 
 def is_stream(reg: Registry, id: Hashable) -> bool:
-    """Whether that id is a stream's."""
+    """Return True if that id is a stream's."""
     names = reg.ids.get(id)
     return names is not None and reg.channels[next(iter(names))].subscribers[id].pulled is not None
 
@@ -166,7 +166,7 @@ def unsubscribe(reg: Registry, id: Hashable, name: str) -> Step:
 
 
 def close_stream(reg: Registry, id: Hashable, pulled: object) -> Step:
-    """Remove that stream from all channels; a no-op for another one of the same id."""
+    """Remove the stream `pulled` from all channels; do nothing if the id is another's by now."""
     touched: list[Touched] = []
     for name in reg.ids.get(id, ()):
         if reg.channels[name].subscribers[id].pulled is pulled:
@@ -189,7 +189,7 @@ def take_back(reg: Registry, before: Registry, id: Hashable, name: str, serial: 
 
 
 def move(reg: Registry, loop: Any) -> Step:
-    """Have all coroutine functions run on that event loop."""
+    """Make all coroutine functions run on `loop`."""
     touched: list[Touched] = []
     for name, entry in reg.channels.items():
         moved = {i: replace(s, loop=loop) for i, s in entry.subscribers.items() if s.loop not in (None, loop)}
@@ -200,7 +200,7 @@ def move(reg: Registry, loop: Any) -> Step:
 
 
 def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Step:
-    """No names: all channels but SYSCHAN. Raises UnknownChannel, nothing changed."""
+    """Mute or unmute channels (none: all but SYSCHAN). Raises UnknownChannel."""
     touched: list[Touched] = []
     for name in tuple(names) or tuple(c for c in reg.channels if c != SYSCHAN):
         entry = reg.channels.get(name)
@@ -213,7 +213,7 @@ def mute_channels(reg: Registry, names: Iterable[str], mute: bool) -> Step:
 
 
 def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: bool) -> Step:
-    """No names: every channel of the id. Raises UnknownSubscriber or UnknownChannel, nothing changed."""
+    """Mute or unmute an id on channels (none: all of its own). Raises UnknownSubscriber or UnknownChannel."""
     if id not in reg.ids:
         raise UnknownSubscriber(f"subscriber {shown(id)} is not registered")
     touched: list[Touched] = []
@@ -232,12 +232,12 @@ def mute_subscriber(reg: Registry, id: Hashable, names: Iterable[str], mute: boo
 
 
 def valid_channels(reg: Registry) -> PVector[str]:
-    """The channels that should be listened to, sorted; SYSCHAN is not among them."""
+    """Return the channels that should be listened to, sorted, without SYSCHAN."""
     return pvector(sorted(name for name, entry in reg.channels.items() if entry.valid and name != SYSCHAN))
 
 
 def audience(entry: Channel | None) -> PMap[Hashable, Subscription]:
-    """Who is called for a notification on a channel with that entry."""
+    """Return the subscriptions that are called for a notification on a channel with that entry."""
     if entry is None or not entry.valid:
         return pmap()
     return filterkv(entry.subscribers, lambda _, sub: not sub.mute)

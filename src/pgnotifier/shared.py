@@ -1,6 +1,6 @@
-"""What callers and listener threads share: the registry that is wanted, the lifetime that is, and how they meet.
+"""What callers and listener threads share: the wanted registry, the present lifetime, and their difference.
 
-Everything is changed under the state lock, the dispatcher's; readers take none.
+Threads change it under the state lock, which is the dispatcher's; readers take no lock.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Notify = Callable[[list[Any], datetime], tuple[int, float]]
 
 
 class Request:
-    """A change, which may wait for the server.
+    """A change that may wait for the server.
 
-    `autorun`: the server has to follow. `everything` compares all channels, not only those that the step touches.
+    `autorun`: send LISTEN and UNLISTEN first. `everything`: compare all channels, not only those of the step.
     """
 
     def __init__(self, step: Step, autorun: bool = True, everything: bool = False) -> None:
@@ -41,26 +41,26 @@ class Request:
         self.error: BaseException | None = None
 
     def step(self, reg: Registry) -> registry.Step:
-        """The registry that follows `reg`, and what differs. Computed again only for another one."""
+        """Return the registry that follows `reg`, and what differs. Computed once for each `reg`. Under the lock."""
         if self._before is not reg:
             self._after = self._step(reg)
             self._before = reg
         return self._after
 
     def drop(self, error: BaseException | None = None) -> None:
-        """Have it change nothing, and raise `error` if there is one. Before it is made."""
+        """Make it change nothing and raise `error`, if given, for its caller. Before it is made."""
         self.dropped, self.error = True, error
 
 
 def nothing(reg: Registry) -> registry.Step:
-    """The step that changes nothing."""
+    """Return `reg` itself: the step that changes nothing."""
     return reg, ()
 
 
 class Shared:
-    """`life` is the present lifetime, from `start` until the end of `stop`; None on a stopped notifier.
+    """One notifier's state. `life` is the lifetime from `start` until the end of `stop`, None if it is stopped.
 
-    `notify(batch, since)` puts notifications into mailboxes, as `Dispatcher.post`.
+    `notify(batch, since)` puts notifications into mailboxes, as `Dispatcher.post` does.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class Shared:
         self.notify: Notify = notify
         self.start_workers: Callable[[], object] = start_workers
         self.registry: Registry = reg
-        self.forgotten: deque[Step] = deque()  # that end streams which Python has collected
+        self.forgotten: deque[Step] = deque()  # steps that end collected streams
         self.life: Lifetime | None = None
         self.stopped: Flag = Flag(True)
         self.stopped_since: datetime = now()
         self.restarts: int = 0
         self.reconnects: int = 0
         self.last_error: str | None = None
-        self.confirmed: datetime | None = None  # as of the last lifetime that had a session
+        self.confirmed: datetime | None = None  # of the last lifetime that had a session
 
     # -- under the lock ----------------------------------------------------------------------------------------
 
     def difference(self, life: Lifetime, request: Request) -> tuple[list[str], list[str]]:
-        """The channels to listen to and to listen to no longer. SYSCHAN is always listened to."""
+        """Return the channels to LISTEN and to UNLISTEN. SYSCHAN is always listened to."""
         reg, touched = request.step(self.registry)
         if not request.autorun:
             return [], []
@@ -105,9 +105,9 @@ class Shared:
         refused: Container[str] = (),
         since: datetime | None = None,
     ) -> None:
-        """Make `new` the registry; `changed` channels are listened to since, or no longer.
+        """Make `new` the registry. LISTEN or UNLISTEN has been sent for the `changed` channels.
 
-        Everything committed before `since` has arrived; None: before `Session.confirmed`.
+        Everything committed before `since` (None: `Session.confirmed`) has arrived.
         """
         self.registry = new
         session = life.session if life is not None else None
@@ -123,14 +123,14 @@ class Shared:
         self.dispatcher.commit(new, touched, since or session.confirmed, session.active)
 
     def publish(self, life: Lifetime, session: Session, refused: Iterable[str]) -> None:
-        """A new session listens to what was wanted; what has changed since is pending."""
+        """Make calls follow a new session. Channels that have changed while it connected are pending."""
         reg = self.registry
         life.pending = {*registry.valid_channels(reg)}.symmetric_difference(session.active).difference(refused)
         touched = [(name, None) for name in reg.channels]
         self.dispatcher.commit(reg, touched, session.confirmed, session.active)
 
     def record(self, life: Lifetime) -> list[Request]:
-        """Make the changes that wait for a session that is gone: the next one begins with them."""
+        """Make the changes that wait for a lost session, and return them; the next session listens accordingly."""
         if self.life is not life:
             return []
         waiting = list(life.requests)
@@ -147,11 +147,11 @@ class Shared:
     # -- on a listener thread ----------------------------------------------------------------------------------
 
     def wanted(self) -> list[str]:
-        """The channels that a new session has to listen to."""
+        """Return the channels that a new session has to listen to."""
         return [SYSCHAN, *registry.valid_channels(self.registry)]
 
     def hand_over(self, life: Lifetime, session: Session) -> float:
-        """Move the backlog into mailboxes; after how many seconds to try again, where some have no room, else 0."""
+        """Move the backlog into mailboxes; return after how many seconds to try again if some are full, else 0."""
         while session.backlog and self.life is life:
             batch = session.backlog[0]
             count, seconds = self.notify(batch.notifications, batch.since)
@@ -161,26 +161,26 @@ class Shared:
         return 0.0
 
     def refused(self, life: Lifetime, refused: Mapping[str, Exception]) -> None:
-        """Log the names that the server refuses, and raise an event for each."""
+        """Log the names that the server refuses, and send an event for each."""
         for name, error in refused.items():
             log(ERROR, "the server refuses to listen to channel %r: %s", name, describe(error))
             self.event(life, {"event": "channel_refused", "channel": name, "error": describe(error)})
 
     def event(self, life: Lifetime, payload: dict[str, Any]) -> None:
-        """Tell SYSCHAN's subscribers, unless the lifetime is over: `stop` does not wait for ever for a thread."""
+        """Send an event to SYSCHAN's subscribers, unless `stop` has ended the lifetime without this thread."""
         with self.lock:
             if self.life is life:
                 self.dispatcher.event(payload)
         self.dispatcher.turns.wake()
 
     def report(self, requests: Iterable[Request]) -> None:
-        """Have the callers go on, whose changes are made or refused."""
+        """Let the callers return whose changes are made or refused."""
         self.dispatcher.turns.wake()
         for request in requests:
             request.done.set()
 
     def end(self, life: Lifetime, event: dict[str, Any] | None) -> None:
-        """The lifetime is over: nothing is posted after `event`. A second call does nothing."""
+        """End the lifetime: nothing is posted after `event`. A second call does nothing. Any thread."""
         with self.lock:
             if self.life is not life:
                 return  # another thread was first

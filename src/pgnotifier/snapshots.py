@@ -1,4 +1,4 @@
-"""Pure: what `channels()`, `subscribers()` and the like return: copies of what a registry holds."""
+"""Pure: the copies of a registry that `channels()`, `subscribers()` and the like return."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def subscribers_dict(reg: Registry, active: Iterable[str]) -> dict[Hashable, Sub
 
 
 def ids_by_channel(reg: Registry, names: Iterable[str], mute: bool) -> dict[str, list[Hashable]]:
-    """`{channel: [ids]}` of the subscribers whose own mute state is `mute`; no names: every channel."""
+    """Return `{channel: [ids]}` of the subscribers whose own mute state is `mute`, on `names` (none: all)."""
     wanted = tuple(names) or tuple(reg.channels)
     return {
         name: [id for id, sub in reg.channels[name].subscribers.items() if sub.mute == mute]

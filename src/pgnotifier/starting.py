@@ -1,4 +1,4 @@
-"""Starting and stopping for coroutines: a stop waits for no call before it, and follows a cancelled start."""
+"""Starts and stops for coroutines: a stop waits for no earlier call, and follows a cancelled start."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from .registry import Registry
 if TYPE_CHECKING:
     from .notifier import Notifier
 
-AGAIN_SECONDS = 0.02  # after which a stop is repeated while a start that had begun before it is under way
+AGAIN_SECONDS = 0.02  # after which a stop is repeated while an earlier start is under way
 
 
 class Starting:
-    """Starts and stops a notifier, each on a thread of its own. `home` is the event loop on which it was started."""
+    """Starts and stops a notifier, each on a separate thread. `loop` is the event loop on which it was started.
+
+    Methods run on the event loop unless they say otherwise.
+    """
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
-        self._starts: list[Call] = []  # whose threads run
+        self._starts: list[Call] = []  # under way
         self._stops: list[Call] = []
-        self._awaited: list[Call] = []  # starts whose tasks have not gone on
+        self._awaited: list[Call] = []  # starts that a task still awaits
         self._is_wanted = False  # a start has returned, and no stop has been called since
-        self.home: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def is_up(self) -> bool:
-        """Whether the notifier is running, and neither a start nor a stop is under way."""
+        """True if the notifier is running, and neither a start nor a stop is under way."""
         return not (self._starts or self._stops) and self._notifier.is_running()
 
     async def start(self) -> None:
-        """As `Notifier.start`. If the task is cancelled, a stop follows, unless another start succeeds."""
+        """Start as `Notifier.start`. If the task is cancelled, stop again, unless another start succeeds."""
         stops = tuple(self._stops)
         self._is_wanted = self._is_wanted and self._notifier.is_running()
         start: Call = Call(lambda: self._start(start, stops, loop))
@@ -55,14 +58,14 @@ class Starting:
         self._is_wanted = self._notifier.is_running()
 
     def _start(self, start: Call, stops: tuple[Call, ...], loop: asyncio.AbstractEventLoop) -> None:
-        """On its thread; the stops before it come first."""
+        """Wait for earlier stops, then start. On its thread."""
         notifier = self._notifier
         try:
             for stop in stops:
                 stop.done.wait_for(partial(self._may_go, start, stop))
             if start.dropped:
                 return
-            if self.home is None or self.home.is_closed() or not notifier.is_running():
+            if self.loop is None or self.loop.is_closed() or not notifier.is_running():
                 notifier._supervisor.change(partial(self._move, loop), False)
             notifier.start()
         finally:
@@ -73,12 +76,12 @@ class Starting:
         return start.dropped or stop.done.is_set()
 
     def _move(self, loop: asyncio.AbstractEventLoop, reg: Registry) -> registry.Step:
-        """Coroutine functions run on that event loop from now on. Under the state lock."""
-        self.home = loop
+        """Make coroutine functions run on `loop`: a step. Under the state lock."""
+        self.loop = loop
         return registry.move(reg, loop)
 
     async def stop(self, seconds: float, drain: bool) -> None:
-        """As `Notifier.stop`, also if the task is cancelled."""
+        """Stop as `Notifier.stop`, even if the task is cancelled."""
         await self._stop(seconds, drain).wait()
 
     def _stop(self, seconds: float, drain: bool) -> Call:
@@ -90,7 +93,7 @@ class Starting:
         def work() -> None:
             try:
                 self._notifier.stop(seconds, drain=drain)
-                for start in starts:  # one that had begun may have come after this stop
+                for start in starts:  # one that had begun may have finished after this stop
                     while not start.done.wait(AGAIN_SECONDS):
                         self._notifier.stop(0)
                     self._notifier.stop(0)
@@ -111,7 +114,7 @@ class Starting:
             raise
 
     def _drop(self, start: Call) -> None:
-        """Have it not be made if it has not begun, and wait for no stop."""
+        """Cancel a start that has not begun, also if it waits for a stop."""
         start.dropped = True
         for stop in tuple(self._stops):
             stop.done.ring()

@@ -1,7 +1,7 @@
-"""Starts, stops and changes the listener. Any thread.
+"""Starts, stops and changes the listener. Runs on the caller's thread, any thread, without the state lock.
 
-Only a listener thread touches a session. Callers record what they want under the state lock; where the server has to
-be told, they wake the listener and wait for its report. `connection.NEXT` is the table of phases.
+Only a listener thread touches a session. Callers record changes under the state lock. If LISTEN or UNLISTEN must be
+sent, they wake the listener and wait for its report. `NEXT` in `connection/lifetime.py` is the table of phases.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .types import DbConf
 if TYPE_CHECKING:
     from .delivery import Calls, Dispatcher, Workers
 
-STOP_SECONDS = 0.5  # that `stop` waits for a thread that is asking for a name or a dbconf
+STOP_SECONDS = 0.5  # that `stop` waits for a listener thread that resolves a name or calls dbconf
 
 
 class Supervisor:
-    """`notify(batch, since)` puts notifications into mailboxes, as `Dispatcher.post`."""
+    """Owns what caller and listener share. `notify(batch, since)` fills mailboxes, as `Dispatcher.post` does."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Supervisor:
 
     @property
     def calls(self) -> Calls:
-        """What decodes payloads, and reports those that it can't."""
+        """The object that decodes payloads and reports failed calls."""
         return self._workers.calls
 
     @property
@@ -59,25 +59,25 @@ class Supervisor:
 
     @property
     def since(self) -> datetime:
-        """When this phase began."""
+        """The time at which this phase began, aware UTC."""
         life = self.shared.life
         return self.shared.stopped_since if life is None else life.since
 
     @property
     def running(self) -> bool:
-        """From `start` to `stop`, connected or not."""
+        """True from `start` until `stop`, connected or not."""
         life = self.shared.life
         return life is not None and not life.stopping
 
     @property
     def session(self) -> Session | None:
-        """What is listened with now."""
+        """The session that listens now, or None."""
         life = self.shared.life
         return life.session if life is not None and not life.stopping else None
 
     @property
     def confirmed(self) -> datetime | None:
-        """Everything committed before that moment has arrived; None before the first session."""
+        """The time before which every commit has arrived; None before the first session."""
         life = self.shared.life
         session = None if life is None else life.session
         if life is None or not life.published:
@@ -85,13 +85,13 @@ class Supervisor:
         return life.confirmed if session is None else session.confirmed
 
     def problems(self) -> tuple[list[str], list[str]]:
-        """What keeps the notifier from living, and what keeps it from hearing, in words. Takes no lock."""
+        """Return texts that say why the notifier is not live, and why it is not ready. Takes no lock."""
         life = self.shared.life
         if life is None or life.stopping or life.ended.is_set():
             return ["the notifier is stopped"], []
-        published = life.published  # before the workers are counted, which come before it
+        published = life.published  # read before the workers are counted: they start before it is set
         missing, session = self._workers.missing, life.session
-        if life.stopping or life is not self.shared.life:  # looked at after it, for they end after that
+        if life.stopping or life is not self.shared.life:  # read after they are counted: they end after it
             return ["the notifier is stopped"], []
         dead = [f"{missing} of its worker threads are missing"] if missing and published else []
         error = self.shared.last_error
@@ -104,9 +104,10 @@ class Supervisor:
     # -- changes ---------------------------------------------------------------------------------------------
 
     def change(self, step: Step, autorun: bool, everything: bool = False) -> None:
-        """Make `step` the next registry, and have the server follow (`autorun`); returns when it does.
+        """Make `step` the next registry; with `autorun`, return when the server listens accordingly.
 
-        With no session it is only recorded. Raises what `step` or the server refuses; nothing has changed then.
+        Without a session the change is only recorded. Raises the error of `step`, or the server's if it refuses;
+        nothing has changed then. `everything`: compare all channels with the server, not only those of `step`.
         """
         if not self._deferred.take(lambda: self.change(step, autorun, everything)):
             request = changes.begin(self.shared, step, autorun, everything)
@@ -115,21 +116,21 @@ class Supervisor:
                 raise request.error
 
     def release(self, step: Step) -> None:
-        """Make a step that takes something away at once, and have the server follow. Does not wait."""
+        """Make a removing step at once; the listener sends the UNLISTEN later. Does not wait."""
         if not self._deferred.take(lambda: self.release(step)):
             changes.release(self.shared, step)
 
     def take_back(self, request: Request, undo: Step) -> None:
-        """Undo a change that nobody waits for any more. Does not wait."""
+        """Undo a change whose caller was cancelled. Does not wait."""
         if not self._deferred.take(lambda: self.take_back(request, undo)):
             changes.take_back(self.shared, request, undo)
 
     # -- start and stop ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect and begin to listen; if that is so already, apply what is pending.
+        """Connect and listen. If the listener is running, apply pending changes.
 
-        Raises `psycopg.OperationalError` where it can't connect, and is stopped then.
+        Raises `psycopg.OperationalError` if it can't connect. The notifier is stopped then.
         """
         if self._deferred.take(self.start):
             return
@@ -140,7 +141,7 @@ class Supervisor:
         elif life.begun or life.starter != threading.get_ident():
             self._await_start(life)
             self.change(nothing, True, everything=True)
-        elif not self._interrupts_begin():  # Ctrl-C has ended the call that was to start the thread
+        elif not self._interrupts_begin():  # Ctrl-C ended the earlier call before it started the thread
             self._finish(life)
             self._begin()
 
@@ -168,7 +169,7 @@ class Supervisor:
         self.start()  # another thread was first
 
     def _interrupts_begin(self) -> bool:
-        """Whether this call interrupts one in the same thread that is about to start the listener."""
+        """Return True if this call interrupts `_begin` in the same thread, before the listener starts."""
         frame: FrameType | None = sys._getframe()
         while frame is not None and frame.f_code is not Supervisor._begin.__code__:
             frame = frame.f_back
@@ -182,7 +183,7 @@ class Supervisor:
             raise life.error
 
     def stop(self, deadline: float, drain: bool) -> None:
-        """End the listener, then the workers, until `deadline` (monotonic seconds) at most; drop what waits."""
+        """End the listener, then the workers; throw away what waits. Blocks until `deadline` (monotonic) at most."""
         if self._deferred.take(lambda: self.stop(deadline, drain)):
             return
         workers, turns = self._workers, self.shared.dispatcher.turns
@@ -190,7 +191,7 @@ class Supervisor:
         life = self.shared.life
         if life is not None:
             self._finish(life, deadline if drain and wait else None)
-        turns.wake()  # Ctrl-C may have kept an earlier stop() from it
+        turns.wake()  # Ctrl-C may have ended an earlier stop() before it
         if wait:
             turns.reclaim()
             turns.bell.wait_for(lambda: turns.running or workers.ended, max(0.0, deadline - monotonic()))
@@ -199,14 +200,14 @@ class Supervisor:
                 self.shared.stopped.set()
 
     def _finish(self, life: Lifetime, drain_until: float | None = None) -> None:
-        """End a lifetime, and calls. Every step can be repeated, so an interrupted one is finished by the next."""
+        """End a lifetime and its calls. Every step can be repeated: the next call finishes an interrupted one."""
         with self.shared.lock:
             life.drains = drain_until is not None
             if not life.stopping:
                 life.to(STOPPING)
         life.token.cancel()
         life.wake()
-        if not life.begun:  # nor will it
+        if not life.begun:  # then its thread, if it starts at all, ends at once
             life.close()
         elif life.ended.wait(STOP_SECONDS):
             threads.join(life.listener, STOP_SECONDS)
@@ -224,9 +225,9 @@ class Supervisor:
         self.wait_idle(deadline)
 
     def wait_idle(self, deadline: float, streams: bool = True) -> bool:
-        """Wait until nothing waits and no call is under way, until `deadline` at most; returns whether that is so.
+        """Wait until no notification waits and no call runs, until `deadline` (monotonic) at most; return True if so.
 
-        `streams`: nor is anything left in a stream.
+        `streams`: wait until nothing is left in a stream either.
         """
         turns = self.shared.dispatcher.turns
         turns.reclaim()
@@ -235,17 +236,17 @@ class Supervisor:
         return idle(streams)
 
     def in_a_callback(self) -> bool:
-        """Whether the current thread makes calls, or runs an event loop that does or is about to."""
+        """Return True if the current thread makes calls, or runs an event loop that does or is about to."""
         return self._workers.has_caller()
 
     def wake(self) -> None:
-        """Have the listener look for changes, and for room in mailboxes. Any thread, without the lock."""
+        """Wake the listener, to look for changes and for room in mailboxes."""
         life = self.shared.life
         if life is not None:
             life.wake()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's session without touching it."""
+        """Let go of the parent's session without touching it. In a forked child."""
         life, self.shared.life = self.shared.life, None
         if life is not None:
             if life.session is not None:

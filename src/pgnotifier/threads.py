@@ -1,4 +1,4 @@
-"""Starting and joining a thread where Ctrl-C may come at any moment."""
+"""Starting and joining threads, although Ctrl-C may come at any moment."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import threading
 
 
 class Relied(threading.Thread):
-    """A thread that others wait for: what runs on it must not wait for them."""
+    """A thread that others wait for. Code that runs on it must not wait for them."""
 
 
 def start(thread: threading.Thread) -> None:
-    """Start a thread. Raises what kept it from starting. After `KeyboardInterrupt` it may run, or begin to later."""
+    """Start a thread. Raises the error that prevents it; after `KeyboardInterrupt` it may run, or begin to later."""
     try:
         thread.start()
     except RuntimeError as error:
@@ -22,7 +22,7 @@ def start(thread: threading.Thread) -> None:
 
 
 def join(thread: threading.Thread | None, timeout: float) -> None:
-    """Wait for a thread's end, if it is another one and was started, for `timeout` seconds at most."""
+    """Wait for a started thread's end, at most `timeout` seconds. Ignore None and the current thread."""
     if thread is not None:
         with contextlib.suppress(RuntimeError):
             thread.join(timeout)

@@ -1,6 +1,6 @@
-"""The types of what users pass and get, to annotate with: `from pgnotifier.types import Callback`. Pure, no logic.
+"""Types of arguments and results, to annotate with: `from pgnotifier.types import Callback`. Pure, no logic.
 
-What is called has protocols, whose arguments are positional: any names will do for them.
+Functions have protocols. Their arguments are positional, so they may have any names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Callback(Protocol):
-    """A subscriber: called as `fn(id, channel, payload, pid)`, on a worker thread; what it returns is ignored.
+    """A subscriber: called as `fn(id, channel, payload, pid)` on a worker thread; its result is ignored.
 
     An `async def` is one too: it is awaited on its event loop.
     """
@@ -47,7 +47,7 @@ class AsyncCallback(Callback, Protocol):
 
 
 class OnListen(Protocol):
-    """Called as `on_listen(id, channel, gap)`: `None` when listening begins, a `Gap` when some may be missed.
+    """Called as `on_listen(id, channel, gap)`: with None when listening begins, with a `Gap` after a possible loss.
 
     An `async def` is one too: it is awaited on its event loop.
     """
@@ -62,30 +62,30 @@ class AsyncOnListen(OnListen, Protocol):
 
 
 class Decoder(Protocol):
-    """Makes a payload's value of its text, on a worker thread; what it raises is reported as `decode_failed`."""
+    """Called with a payload's text on a worker thread; returns its value. Errors are reported as `decode_failed`."""
 
     def __call__(self, text: str, /) -> Any: ...
 
 
 @runtime_checkable
 class Url(Protocol):
-    """A URL object of SQLAlchemy's."""
+    """A SQLAlchemy `URL`."""
 
     def render_as_string(self, hide_password: bool = True) -> str: ...
 
 
 Conninfo = str | Mapping[str, Any] | Url
-"""What libpq connects with: a URI, also with a driver as SQLAlchemy writes it, or `key=value` pairs in a string; a
-mapping of `psycopg.connect` arguments; or a URL object of SQLAlchemy's."""
+"""Connection parameters: a URI (also with a driver, as SQLAlchemy writes it) or `key=value` pairs in a string; a
+mapping of `psycopg.connect` arguments; or a SQLAlchemy `URL`."""
 
 DbConf = Conninfo | Callable[[], Conninfo]
-"""A `Conninfo`, or a callable that returns one, asked anew before every connection."""
+"""A `Conninfo`, or a callable that returns one and is called before every connection."""
 
 Channels = str | Iterable[str]
 """One channel's name, or several."""
 
 Deliver = Literal["all", "latest"]
-"""Whether a subscriber gets every notification, or of those that wait only the newest of a channel."""
+"""Whether a subscriber gets every notification, or of a channel only the newest that waits."""
 
 
 class ChannelSubscriber(TypedDict):

@@ -1,4 +1,4 @@
-"""Checks of what users pass, before anything is touched (guarantee 12): each text names the value and the limit."""
+"""Checks of users' arguments, before anything changes (guarantee 12): each error names the value and the limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_channel(name: object) -> str:
     """Return the characters of `name` if PostgreSQL can hold them exactly as given (guarantee 12)."""
     if not issubclass(type(name), str):
         raise TypeError(f"a channel name must be a str, not {type(name).__name__}: {shown(name)}")
-    text = str.__str__(name)  # a subclass may say otherwise of itself, as an enum does
+    text = str.__str__(name)  # a subclass may override __str__, as an enum does
     if not text:
         raise InvalidChannel("a channel name must not be empty: ''")
     if "\0" in text:
@@ -48,7 +48,7 @@ def check_channels(channels: object) -> tuple[str, ...]:
 
 
 def check_id(id: object) -> Hashable:
-    """Return `id` if it can be a key, or what a stream is called in the registry."""
+    """Return `id` if it can be a dict key; of a stream, its id in the registry."""
     if isinstance(id, Keyed):
         return id.key
     try:
@@ -77,13 +77,13 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_timeout(timeout: object, name: str = "timeout") -> float:
-    """Return how long to wait at most; what no clock can measure counts as `LONGEST`."""
+    """Return seconds to wait, from 0 to `LONGEST`: no clock can measure more."""
     return min(max(check_seconds(name, timeout), 0.0), LONGEST)
 
 
 def check_dbconf(dbconf: object) -> DbConf:
-    """Return `dbconf`, copied if it is a mapping: what its owner changes later must not count."""
-    # Its value may hold a password, so no text shows it.
+    """Return `dbconf`; a mapping is copied, so that later changes of it don't count."""
+    # The value may hold a password, so no error shows it.
     if not (isinstance(dbconf, str | Mapping | Url) or callable(dbconf)):
         kind = type(dbconf).__name__
         raise TypeError(f"dbconf must be a str, a mapping or a callable that returns one, not {kind}")
@@ -126,7 +126,7 @@ def check_deliver(deliver: object) -> None:
 def make_subscription(
     fn: Callback, on_listen: OnListen | None, deliver: str, loop: asyncio.AbstractEventLoop | None
 ) -> Subscription:
-    """What `subscribe` was given, with the event loop that its coroutine functions run on."""
+    """Return the checked arguments of `subscribe`, with the event loop that its coroutine functions run on."""
     check_callback("a callback", fn, ("id", "channel", "payload", "pid"))
     if on_listen is not None:
         check_callback("on_listen", on_listen, ("id", "channel", "gap"))
@@ -146,33 +146,33 @@ def make_subscription(
     return Subscription(fn, False, on_listen, deliver == "latest", loop, awaits, tells_by_awaiting)
 
 
-def check_callback(what: str, f: object, arguments: tuple[str, ...]) -> None:
+def check_callback(role: str, f: object, arguments: tuple[str, ...]) -> None:
     """Raise TypeError if `f` cannot be called with these arguments, or if a call would not run its body."""
     if not callable(f):
-        raise TypeError(f"{what} must be callable, not {shown(f)}")
+        raise TypeError(f"{role} must be callable, not {shown(f)}")
     if runs(f, inspect.isgeneratorfunction) or runs(f, inspect.isasyncgenfunction):
-        raise TypeError(f"{what} must not be a generator function, because a call does not run its body: {shown(f)}")
+        raise TypeError(f"{role} must not be a generator function, because a call does not run its body: {shown(f)}")
     lasting = isinstance(f, BuiltinFunctionType) and isinstance(f.__self__, ModuleType)  # such as `print`
     try:
         signature = _signature(f) if lasting else _signature.__wrapped__(f)
     except Exception:
-        return  # Python does not know
+        return  # Python does not know its signature
     try:
         signature.bind(*arguments)
     except TypeError:
         raise TypeError(
-            f"{what} is called with {len(arguments)} positional arguments ({', '.join(arguments)}), "
+            f"{role} is called with {len(arguments)} positional arguments ({', '.join(arguments)}), "
             f"which this one does not take: {shown(f)}"
         ) from None
 
 
 @lru_cache(maxsize=100)
 def _signature(f: Callable[..., object]) -> inspect.Signature:
-    return inspect.signature(f, follow_wrapped=False)  # what is called is the wrapper
+    return inspect.signature(f, follow_wrapped=False)  # the wrapper is called
 
 
 def runs(f: object, kind: Callable[[Any], bool]) -> bool:
-    """Whether a call of `f` runs a function of that kind: `f`, what it is a partial of, or either's `__call__`."""
+    """Return True if calling `f` runs a function of that kind: `f`, the function of a partial, or a `__call__`."""
     while isinstance(f, partial):
         f = f.func
     return kind(f) or (not isinstance(f, type | FunctionType) and kind(getattr(f, "__call__", None)))  # noqa: B004

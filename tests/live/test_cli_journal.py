@@ -47,7 +47,7 @@ def test_every_command(dsn: str) -> None:
     assert "mailer: not active, 1 behind" in run("journal", "status", *where)[1]
     assert run("journal", "trim", "0s", *where)[:2] == (0, "2 deleted\n")
     assert run("journal", "trim", "0s", "--evict", *where)[:2] == (0, "1 deleted\n")
-    assert "is to be told of gaps: trimmed" in run("journal", "status", *where)[1]
+    assert "gaps to report to it: trimmed" in run("journal", "status", *where)[1]
     assert run("journal", "remove", "mailer", *where)[0] == 0
     assert run("journal", "remove", "mailer", *where)[::2] == (1, "pgnotifier: there is no consumer 'mailer'\n")
 

@@ -95,7 +95,7 @@ def test_raise_gap(memory: MemoryServer, n: Any) -> None:
         ("b", "connection", None, "x"),  # two that overlap are one
     ]
     n.mute_subscriber(stream)
-    with pytest.raises(ValueError, match="nobody"):
+    with pytest.raises(ValueError, match="no unmuted subscriber"):
         n.raise_gap("a")
 
 

@@ -61,9 +61,9 @@ class CommandFailed(Exception):
 
 
 def explain(error: BaseException, dsn: str = "") -> tuple[str, str | None]:
-    """What `error` says, on one line, and what to do about it (None where that is not known).
+    """Return the text of `error` on one line, and what to do about it (None if that is not known).
 
-    The password of `dsn` and of PGPASSWORD is not in the text, even where libpq has put it there.
+    The password of `dsn` and of PGPASSWORD is not in the text, even if libpq has put it there.
     """
     text = " ".join(_without_passwords(str(error) or type(error).__name__, dsn).split())
     if isinstance(error, NotifierError):
@@ -75,19 +75,19 @@ def explain(error: BaseException, dsn: str = "") -> tuple[str, str | None]:
 
 
 def line(error: BaseException, dsn: str = "") -> str:
-    """`explain` as one line."""
+    """Return the results of `explain` as one line."""
     text, remedy = explain(error, dsn)
     return f"{text} -- {remedy}" if remedy else text
 
 
 def check_dsn(dsn: str) -> str:
-    """`dsn` as libpq reads it. Raises ValueError, whose text shows nothing that may be a password."""
+    """Return `dsn` as libpq reads it. Raises ValueError, whose text shows nothing that may be a password."""
     dsn = plain(dsn)
-    shy = "@" in dsn or "pass" in dsn.lower()
+    may_hold_password = "@" in dsn or "pass" in dsn.lower()
     try:
         conf = conninfo_to_dict(dsn)
     except psycopg.Error as error:
-        reason = "" if shy else f" ({' '.join(str(error).split())})"
+        reason = "" if may_hold_password else f" ({' '.join(str(error).split())})"
         raise ValueError(
             f"neither a URI (postgresql://user@host/database) nor pairs (host=... dbname=...){reason}; {ESCAPE}"
         ) from None

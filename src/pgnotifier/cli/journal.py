@@ -1,4 +1,4 @@
-"""`pgnotifier journal ...`: its arguments, and what each command does (guarantees 14 and 18)."""
+"""`pgnotifier journal ...`: its arguments and commands (guarantees 14 and 18)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ JOURNAL = """\
 examples:
   pgnotifier journal install --keep 30d                the tables and functions, in schema pgnotifier
   pgnotifier journal install --sql | psql app          the same, to be read first
-  pgnotifier journal status                            what stands in it, and who consumes it
+  pgnotifier journal status                            its entries and consumers
   pgnotifier journal publish orders '{"id": 42}'
   pgnotifier journal tail orders --beginning --json | jq .payload
-  pgnotifier journal trim 90d --evict                  whoever has not had it is told by a gap
+  pgnotifier journal trim 90d --evict                  consumers that have not had them get a gap
   pgnotifier journal remove mailer                     a consumer that has retired
 """
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -31,7 +31,7 @@ Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Argumen
 
 
 def add_commands(command: Add, channel: Callable[[str], str]) -> None:
-    """Add the commands. `command(name, run, text)` makes one, with the options that all have."""
+    """Add the commands. `command(name, run, text)` makes one, with the common options."""
 
     def one(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         made = command(name, lambda args: _run(run, args), text)
@@ -41,7 +41,7 @@ def add_commands(command: Add, channel: Callable[[str], str]) -> None:
     install = one("install", _install, "make the tables and functions, or bring them up to date")
     install.add_argument("--sql", action="store_true", help="write the SQL instead of running it")
     install.add_argument("--keep", type=_age, metavar="AGE", default=timedelta(days=7), help="such as 30d; 7d; never")
-    status = one("status", _status, "show what stands in it, and who consumes it")
+    status = one("status", _status, "show its entries and consumers")
     status.add_argument("--json", action="store_true", help="one JSON object")
     publish = one("publish", _publish, "write an entry, and its id")
     publish.add_argument("channel", metavar="CHANNEL", type=channel)
@@ -51,8 +51,8 @@ def add_commands(command: Add, channel: Callable[[str], str]) -> None:
     tail.add_argument("--beginning", action="store_true", help="with all that is there")
     tail.add_argument("--json", action="store_true", help="one JSON object a line")
     trim = one("trim", _trim, "delete entries that every consumer has had")
-    trim.add_argument("age", metavar="AGE", type=_age, help="of the youngest that go, such as 30d, 12h, 0s")
-    trim.add_argument("--evict", action="store_true", help="also those that a consumer has not had; it is told")
+    trim.add_argument("age", metavar="AGE", type=_age, help="least age of an entry to delete, such as 30d, 12h, 0s")
+    trim.add_argument("--evict", action="store_true", help="also those that a consumer has not had; it gets a gap")
     remove = one("remove", _remove, "forget a consumer that has retired")
     remove.add_argument("name", metavar="CONSUMER")
 
@@ -67,7 +67,7 @@ def _install(journal: Journal, args: argparse.Namespace, terminal: Terminal) -> 
         terminal.write([[(line, "")] for line in journal.sql(args.keep).splitlines()])
         return 0
     journal.install(args.keep)
-    terminal.note([[(f"the journal stands in schema {printable(args.schema)}", "ok")]])
+    terminal.note([[(f"the journal is in schema {printable(args.schema)}", "ok")]])
     return 0
 
 
@@ -120,7 +120,7 @@ def _status(journal: Journal, args: argparse.Namespace, terminal: Terminal) -> i
         [(f"{status['entries']:,} entries, {status['bytes'] / 1e6:,.1f} MB, kept {kept}", "heading")]
     ]
     if status["restored"]:
-        lines.append([("restored from another cluster: the next consumer that starts sees to it", "warning")])
+        lines.append([("restored from another cluster: the next consumer that starts mends it", "warning")])
     for c in status["consumers"]:
         who = f"active (pid {c['pid']})" if c["active"] else "not active"
         lag = f"{c['lag']:,} behind, {c['lag_seconds']:,.1f} s" if c["lag"] else "up to date"
@@ -129,7 +129,7 @@ def _status(journal: Journal, args: argparse.Namespace, terminal: Terminal) -> i
         if c["held"]:
             lines.append([(f"  holds {c['held']:,} entries that are older than that", "warning")])
         if c["gaps"]:
-            lines.append([(f"  is to be told of gaps: {', '.join(c['gaps'])}", "warning")])
+            lines.append([(f"  gaps to report to it: {', '.join(c['gaps'])}", "warning")])
     if not status["consumers"]:
         lines.append([("no consumers", "dim")])
     if (opened := status["oldest_transaction"]) is not None:

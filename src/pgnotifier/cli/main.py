@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals_end_it_well() -> Iterator[None]:
-    """Have other signals end the block as Ctrl-C does, so that the terminal gets its cursor back."""
+    """Make SIGTERM and SIGHUP end the block as Ctrl-C does, so that the terminal gets its cursor back."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    mine = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if mine and hasattr(signal, name)]
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if is_main_thread and hasattr(signal, name)]
     changed = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # else under nohup
     for number in changed:
         signal.signal(number, end)
@@ -125,7 +125,7 @@ RUNS: dict[str, Run] = {
 
 
 def _silence_stdout() -> None:
-    """What is still in the buffer can't be written: the interpreter is not to try, and complain, at its end."""
+    """Send the rest of the buffer to the null device, so that the interpreter does not complain at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

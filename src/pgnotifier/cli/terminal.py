@@ -1,7 +1,7 @@
 """How the command line writes: plain text in pipes, colours and a live line on a terminal (guarantee 14).
 
 `rich` draws where it is installed (extra `demo`); without it, with NO_COLOR and with TERM=dumb, no escape sequence
-is written at all. Nothing here knows what is shown. All but `printable` belongs to the main thread.
+is written at all. Everything but `printable` runs on the main thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STYLES = {
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with control characters and the like as escapes: no payload can command a terminal."""
+    """Return `text` on one line, with control characters as escapes, so that no payload can command a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -38,7 +38,7 @@ class Terminal:
     """Standard output and standard error, each a terminal to draw on or a plain stream."""
 
     def __init__(self, *, json: bool = False) -> None:
-        """`json`: standard output is UTF-8 whatever the locale, and what UTF-8 can't hold is a JSON escape."""
+        """Set up both streams. `json`: standard output is UTF-8 in any locale; lone surrogates are JSON escapes."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace", line_buffering=True)
@@ -54,22 +54,22 @@ class Terminal:
 
     @property
     def has_live_line(self) -> bool:
-        """Whether `waiting` shows its text."""
+        """True if `waiting` shows its text."""
         return self._host is not None
 
     def write(self, lines: Sequence[Line]) -> None:
-        """Lines to standard output, at once. Raises OSError, `BrokenPipeError` among them."""
+        """Write lines to standard output, at once. Raises OSError, `BrokenPipeError` among them."""
         _put(self._out, sys.stdout, lines)
 
     def note(self, lines: Sequence[Line]) -> None:
-        """Lines about what happens, to standard error (above the live line, where there is one)."""
+        """Write notes to standard error, above the live line if there is one."""
         _put(self._live or self._err, sys.stderr, lines)
 
     @contextlib.contextmanager
     def waiting(self, text: Callable[[], str]) -> Iterator[None]:
-        """Show `text()`, kept current, while the block runs; nothing where no terminal is there to see it.
+        """Show `text()`, kept current, while the block runs; nothing without a terminal.
 
-        `text` is called from a thread of rich's.
+        A thread of rich's calls `text`.
         """
         console = self._host
         if console is None:
@@ -114,7 +114,7 @@ def _isfile(stream: Any) -> bool:
 
 
 def _console(stream: Any) -> Any:
-    """A rich console on `stream`; None where it has to be plain."""
+    """Return a rich console on `stream`; None if the output must be plain."""
     if not _isatty(stream) or os.environ.get("NO_COLOR"):
         return None
     try:

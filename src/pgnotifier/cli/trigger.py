@@ -101,7 +101,7 @@ def _read(quoted: str | None, plain: str) -> str:
 
 
 def trigger_sql(table: str, channel: str | None = None) -> str:
-    """Return the script for `table`, a name as SQL reads it; `channel` is the table's name unless given."""
+    """Return the script for `table`, a name as SQL reads it. `channel` is the table's name unless given."""
     parts = parse_table(table)
     channel = check_channel(parts[-1] if channel is None else channel)
     name = ".".join('"' + part.replace('"', '""') + '"' for part in parts)
@@ -113,7 +113,7 @@ def trigger_sql(table: str, channel: str | None = None) -> str:
 
 
 def _literal(text: str) -> str:
-    """`text` as a string of SQL in ASCII, whatever `standard_conforming_strings` is."""
+    """Return `text` as an SQL string in ASCII, valid with any `standard_conforming_strings`."""
     if text.isascii() and text.isprintable() and "\\" not in text:
         return "'" + text.replace("'", "''") + "'"
     return "E'" + "".join(_escaped(letter) for letter in text) + "'"

@@ -1,4 +1,4 @@
-"""How `listen` shows notifications, gaps and events, and `doctor` its checks: for people, or as JSON. Pure."""
+"""The lines that `listen` and `doctor` write: for people, or as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .terminal import Line, printable
 
 
 class View(Protocol):
-    """`at` is an aware datetime: when the notification was handed over (PostgreSQL sends no time)."""
+    """Makes lines. `at` is an aware datetime: when the notification was handed over (PostgreSQL sends no time)."""
 
     events_in_stream: bool  # False: gaps and events go to standard error, not among the notifications
 
     def notification(self, at: datetime, channel: str, text: str, value: Any, pid: int) -> Line:
-        """One notification; `value` is `text` decoded."""
+        """Return a line for a notification; `value` is `text` decoded."""
 
     def gap(self, at: datetime, gaps: Sequence[Gap]) -> Line:
-        """The gaps of one loss, one for each channel: a period in which notifications may have been missed."""
+        """Return a line for the gaps of one loss, one for each channel."""
 
     def event(self, at: datetime, event: Mapping[str, Any]) -> Line:
-        """An event of the notifier's own (guarantee 6)."""
+        """Return a line for one of the notifier's own events (guarantee 6)."""
 
 
 class Plain:
@@ -77,7 +77,7 @@ _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 class Json:
     """One object a line: `time`, `channel`, `payload`, `pid`, or `time`, `event` and what belongs to it.
 
-    `payload` is decoded; where JSON has no such value (bytes, a set, an infinity), it is the text as it came.
+    `payload` is decoded; if JSON has no such value (bytes, a set, an infinity), it is the text as it came.
     """
 
     events_in_stream = True
@@ -111,7 +111,7 @@ class Json:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The channels on one line, or how many there are."""
+    """Return the channels on one line, or how many there are."""
     known = list(names)
     text = printable(", ".join(known))
     return text if len(text) <= 60 else f"{len(known)} channels"
@@ -138,7 +138,7 @@ class Check:
 
 
 def check_lines(check: Check) -> list[Line]:
-    """A line with the verdict, and one with the remedy."""
+    """Return a line with the verdict, and one with the remedy."""
     lines: list[Line] = [
         [(f"{check.verdict:9}", check.verdict), (f"{check.check:13}", "heading"), (printable(check.detail), "")]
     ]

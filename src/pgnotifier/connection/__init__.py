@@ -1,4 +1,4 @@
-"""What is heard: connections to the server, and what belongs to one start."""
+"""Connections to the server, and the state from one start until its stop."""
 
 from .aioloop import as_async, new_loop
 from .backoff import delay, next_attempt

@@ -1,4 +1,4 @@
-"""An event loop for a thread of the library's own, and 0.0.10's `as_async`, which runs a function in one."""
+"""The event loop of the library's threads, and 0.0.10's `as_async`, which runs a function in one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .waiting import PortableSelector
 
 
 def new_loop() -> asyncio.SelectorEventLoop:
-    """An event loop that shares nothing with a forked child."""
+    """Return an event loop that shares nothing with a forked child."""
     return asyncio.SelectorEventLoop(PortableSelector())
 
 
 def as_async(f: Callable[..., Any], *a: Any) -> Future[Any]:
-    """Run `f(*a)`, blocking or a coroutine function, as a task in a new event loop in a thread of its own.
+    """Run `f(*a)`, a blocking or coroutine function, in a new event loop on a new thread; return a future at once.
 
-    Returns at once. Cancelling the future ends the task (a blocking function runs to its end, unheard).
+    Cancelling the future cancels the task. A blocking function runs to its end, and its result is ignored.
     """
     loop = new_loop()
     future: Future[Any] = Future()

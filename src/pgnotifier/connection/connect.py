@@ -1,7 +1,7 @@
-"""Connecting and waiting for the server, so that every wait has a deadline and can be given up from any thread.
+"""Connecting with deadlines, in a way that any thread can end. Runs on the connecting thread, without a lock.
 
-psycopg's own `connect` cannot be interrupted, and its waits outlast a silent network for ever; this room does both
-on psycopg's public `pq` layer. Names are resolved in Python, afresh for each connection: libpq would hold the GIL.
+psycopg's own `connect` can't be interrupted, and waits for ever on a silent network, so this module connects with
+psycopg's public `pq` layer. Python resolves names, afresh for each connection: libpq would hold the GIL meanwhile.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from .waiting import GIVEN_UP, Abandoned, CancelToken, Connection
 if TYPE_CHECKING:
     from ..types import DbConf
 
-CONNECT_TIMEOUT = 10.0  # seconds for each address, where neither the user nor libpq's environment says otherwise
+CONNECT_TIMEOUT = 10.0  # seconds for each address, unless the user or libpq's environment sets others
 NO_TIMEOUT = 130.0  # seconds: libpq's 0 means the socket's own time-out, as in psycopg
 
-# Of psycopg.connect's own arguments none matters to a connection that only listens or notifies.
+# Arguments of psycopg.connect that make no difference to a connection that only listens or notifies.
 _NOT_LIBPQ = ("autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory")
 
 
 class Server(ABC):
-    """What is connected to in place of PostgreSQL where a callable `dbconf` returns one (`pgnotifier.testing`)."""
+    """A server in place of PostgreSQL, if a callable `dbconf` returns one (`pgnotifier.testing`)."""
 
     @abstractmethod
     def connect(self, token: CancelToken, deadline: float | None) -> psycopg.Connection[Any]:
-        """As the function `connect` does, to this server."""
+        """Connect to this server, as the function `connect` does."""
 
 
 def connect(source: DbConf, token: CancelToken, deadline: float | None = None) -> psycopg.Connection[Any]:
-    """Connect as the user says, in autocommit, with the library's own settings added.
+    """Connect as `source` says, in autocommit mode, with the library's own settings added.
 
-    Tries each address of each host in turn, each for `connect_timeout` seconds at most. Raises
-    `psycopg.OperationalError`, and `psycopg.ProgrammingError` for what libpq cannot read; leaves nothing open then.
+    Tries each address of each host in turn, each for `connect_timeout` seconds at most, until `deadline` (monotonic).
+    Raises `psycopg.OperationalError`, and `psycopg.ProgrammingError` if libpq can't read `source`; nothing is open
+    then.
     """
     if token.cancelled:
         raise Abandoned(GIVEN_UP)
@@ -72,25 +73,30 @@ def connect(source: DbConf, token: CancelToken, deadline: float | None = None) -
 
 
 def name_of(pgconn: pq.abc.PGconn) -> str:
-    """Where a connection leads, without a password: `ada@db.example:5432/app`."""
+    """Return the user and server of a connection, without a password: `ada@db.example:5432/app`."""
     return f"{pgconn.user.decode()}@{pgconn.host.decode()}:{pgconn.port.decode()}/{pgconn.db.decode()}"
 
 
 def server_of(source: DbConf) -> str:
-    """The same of what has not been connected to; a callable is not called."""
+    """Return the user and server of a dbconf, without a password. Connects to nothing, and calls no callable."""
     if callable(source):
         return f"{getattr(source, '__qualname__', type(source).__name__)}()"
     try:
         params = _parameters(source)
     except Exception:
         return "a dbconf that libpq can't read"
-    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val is not None}
+    defaults = _defaults()
     user, host, port, db = (params.get(key) or defaults.get(key, "") for key in ("user", "host", "port", "dbname"))
     return f"{user}@{host}:{port}/{db}"
 
 
+def _defaults() -> dict[str, str]:
+    """Return libpq's defaults, the environment's among them."""
+    return {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val is not None}
+
+
 def _parameters(conf: object) -> dict[str, Any]:
-    """libpq's parameters; the user's mapping stays as it is."""
+    """Return libpq's parameters. The user's mapping stays as it is."""
     render = getattr(conf, "render_as_string", None)  # a URL object of SQLAlchemy's
     if render is not None:
         conf = render(hide_password=False)
@@ -120,11 +126,11 @@ def _parameters(conf: object) -> dict[str, Any]:
 
 
 def _attempts(params: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The connections to try in turn: one for each address of each host."""
+    """Yield the parameters of the connections to try in turn: one for each address of each host."""
     if "service" in params:  # only libpq can read it
         yield params
         return
-    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val is not None}
+    defaults = _defaults()
 
     def listed(key: str) -> list[str]:
         return str(params.get(key) or defaults.get(key) or "").split(",")
@@ -167,7 +173,7 @@ def _resolve(host: str, address: str, port: str) -> list[dict[str, Any]]:
 def _open(conninfo: bytes, token: CancelToken, latest: float | None) -> pq.abc.PGconn:
     pgconn = pq.PGconn.connect_start(conninfo)
     try:
-        deadline = monotonic() + _patience(pgconn)
+        deadline = monotonic() + _timeout(pgconn)
         if latest is not None:
             deadline = min(deadline, latest)
         while pgconn.status != pq.ConnStatus.BAD:
@@ -187,14 +193,14 @@ def _open(conninfo: bytes, token: CancelToken, latest: float | None) -> pq.abc.P
         raise
 
 
-def _patience(pgconn: pq.abc.PGconn) -> float:
-    """Seconds, as libpq found them in the parameters, its environment or a service file."""
+def _timeout(pgconn: pq.abc.PGconn) -> float:
+    """Return connect_timeout in seconds, as libpq found it in parameters, environment or service file."""
     found = {o.keyword: o.val for o in pgconn.info}
     value = found.get(b"connect_timeout")
     if not value:
         return CONNECT_TIMEOUT * ((found.get(b"host") or b"").count(b",") + 1)
     try:
-        seconds = int(value[:20])  # a longer one is as good as never
+        seconds = int(value[:20])  # more digits are as good as never
     except ValueError:
         raise psycopg.ProgrammingError(f"connect_timeout must be whole seconds, not {value.decode()!r}") from None
     return NO_TIMEOUT if seconds <= 0 else min(max(2.0, seconds), LONGEST)  # two seconds: libpq's own least

@@ -1,4 +1,4 @@
-"""Connection strings, and what is wrong with one or with the server at its end. Pure.
+"""Connection strings: reading SQLAlchemy's URLs, and naming mistakes. Pure.
 
 No text shows a piece of a password (guarantee 2).
 """
@@ -17,7 +17,7 @@ ESCAPE = (
 MISREAD = f"its host, port or database can't be right; {ESCAPE}"
 
 _QUOTED = re.compile('["«»“”„].*["«»“”„]', re.DOTALL)  # libpq's messages may be translated
-_COMPLETE = re.compile(r"postgres(ql)?://([^@]*@[^@]*|[^:@]*(:\d+)?(/[^:@]*)?)")  # has all of the password
+_COMPLETE = re.compile(r"postgres(ql)?://([^@]*@[^@]*|[^:@]*(:\d+)?(/[^:@]*)?)")  # the password ends before the query
 _URL = re.compile(r"(postgres(?:ql)?)(\+\w+)?://((?:[^@/]*@)?[^?]*)\??(.*)", re.DOTALL)
 
 # The first pattern that is found in an error's text names the cure of a common mistake.
@@ -35,7 +35,7 @@ _CURES = [
     (r"does not support SSL", "use sslmode=prefer, or switch ssl on in the server's configuration"),
 ]
 
-# What waiting does not mend. A translated text is not found, and so is waited for in vain.
+# Errors that waiting does not mend. A translated text is not recognised: the library waits in vain.
 _LASTING = re.compile(
     r"authentication failed|no password supplied|does not exist|pg_hba\.conf|not permitted to log in"
     r"|permission denied|support SSL|certificate|invalid|unrecognized",
@@ -46,7 +46,7 @@ _LASTING = re.compile(
 def plain(text: str, is_url: bool = False) -> str:
     """Return a connection string as libpq reads it.
 
-    A URL of SQLAlchemy's may name a driver, by which it is known unless `is_url`, and several hosts one by one.
+    A SQLAlchemy URL may name a driver (only such ones are recognised, unless `is_url`), and several hosts one by one.
     """
     found = _URL.match(text)
     if found is None or not (found[2] or is_url):
@@ -103,5 +103,5 @@ def cured(text: str) -> str:
 
 
 def is_lasting(text: str) -> bool:
-    """Return whether an attempt to connect that failed with this text would fail again."""
+    """Return True if an attempt to connect that failed with this text would fail again."""
     return _LASTING.search(re.sub("'[^']*'|\"[^\"]*\"", "", text)) is not None  # without names

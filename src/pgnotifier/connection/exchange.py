@@ -1,6 +1,6 @@
-"""One connection on which questions and notifications alternate: send, wait for an answer, read, keep what arrived.
+"""One connection on which queries and notifications alternate: send, wait for the answer, read, keep what arrived.
 
-One listener thread at a time touches it. Any thread can end a wait for the server, by the cancel token.
+One listener thread at a time touches it, without a lock. Any thread can end a wait, with the cancel token.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 10.0  # for the server to answer a change of channels, without a heartbeat (guarantee 10)
 MANY = 10_000  # notifications that may wait for the answer to a change; more are handed over before it
-BACKLOG_BYTES = 16_000_000  # of notifications, about, that are read while mailboxes have no room for them
+BACKLOG_BYTES = 16_000_000  # of notifications, about, that are read while mailboxes are full
 BURST = 50  # notifications in the 16 kB that libpq reads at a time, after which more are likely to wait
 AT_ONCE = 1_000  # notifications, about, that are read before they are handed over
 OVERHEAD_BYTES = 100  # of each, about, without its payload
 
-# A process that notifies signals the listeners just after its commit: so much earlier than the question.
+# A notifying process signals the listeners just after its commit, so `confirmed` is this much before the query.
 SIGNAL_TIME = timedelta(milliseconds=250)
 
 
 def quote(name: str) -> str:
-    """A channel's name as a quoted identifier: exactly as given, and no SQL can be in it."""
+    """Return a channel's name as a quoted identifier, exactly as given; no SQL can be in it."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -51,7 +51,7 @@ class Batch:
 
 
 class Exchange(ABC):
-    """`backlog` is what arrived and was not handed over. `heartbeat` is in seconds, or None for never."""
+    """A connection with a `backlog`: what arrived and was not handed over. `heartbeat`: seconds, None for never."""
 
     def __init__(self, source: DbConf, heartbeat: float | None, token: CancelToken) -> None:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
@@ -61,7 +61,7 @@ class Exchange(ABC):
         self._backlog_bytes = 0
         self._confirmed = now()
         self._asked: tuple[float, datetime] | None = None  # when the check that is under way was sent
-        self._partial: list[Any] = []  # what has come of its answer
+        self._partial: list[Any] = []  # results of its answer so far
         self._answered = monotonic()
         self._conn = connect(source, token)
         try:
@@ -75,13 +75,13 @@ class Exchange(ABC):
 
     @abstractmethod
     def _judge(self, results: list[Any]) -> None:
-        """Compare a check's answer with what the session should be."""
+        """Compare the answer to a check with the session. Raises `CannotListen` if they differ."""
 
     @property
     def confirmed(self) -> datetime:
-        """Everything committed before that moment has arrived and was handed over.
+        """The time before which every commit has arrived and was handed over. Any thread.
 
-        It is when the last question that was answered was sent: notifications and answers come in order. Any thread.
+        It is when the last answered query was sent, because notifications and answers come in order.
         """
         try:
             return self.backlog[0].since
@@ -90,18 +90,18 @@ class Exchange(ABC):
 
     @property
     def has_room(self) -> bool:
-        """Whether to read on while notifications wait that no mailbox has room for."""
+        """True if the backlog may still grow while mailboxes are full."""
         return self._backlog_bytes < BACKLOG_BYTES
 
     @property
     def has_more(self) -> bool:
-        """Whether to read or to hand over again before the socket is readable."""
+        """True if there is something to read or hand over before the socket is readable again."""
         return bool(self.backlog) or self._encrypted
 
     def read(self) -> bool:
-        """Add all that has arrived to the backlog, without waiting; returns whether there was anything.
+        """Add all that has arrived to the backlog, without waiting; return True if there was anything.
 
-        Raises `psycopg.Error` when the connection is lost. What had arrived is in the backlog then, too.
+        Raises `psycopg.Error` if the connection is lost. What had arrived is in the backlog then, too.
         """
         batch: list[Any] = []
         since, before = self._confirmed, len(self.backlog)
@@ -130,7 +130,7 @@ class Exchange(ABC):
         return len(self.backlog) > before
 
     def handed_over(self, count: int) -> None:
-        """The first `count` notifications of the oldest batch have gone into mailboxes."""
+        """Remove the first `count` notifications of the oldest batch from the backlog."""
         batch = self.backlog[0]
         if count < len(batch.notifications):
             batch.notifications = batch.notifications[count:]  # a copy: runs keep the list
@@ -151,10 +151,10 @@ class Exchange(ABC):
             while (n := pgconn.notifies()) is not None:
                 into.append(psycopg.Notify(n.relname.decode(), n.extra.decode(), n.be_pid))
 
-    # -- questions -------------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------------
 
-    def _ask(self, sql: bytes, relieve: Callable[[], float] | None = None) -> list[Any]:
-        """Send a query and wait for its answer; notifications that come meanwhile are added to the backlog."""
+    def _ask(self, sql: bytes, hand_over: Callable[[], float] | None = None) -> list[Any]:
+        """Send a query and wait for its answer; add notifications that come meanwhile to the backlog."""
         deadline, arrived = monotonic() + self._limit, list[Any]()
 
         def keep() -> None:
@@ -164,15 +164,15 @@ class Exchange(ABC):
 
         def after_read() -> None:
             self._take(arrived)
-            if relieve is not None and len(arrived) >= MANY:
+            if hand_over is not None and len(arrived) >= MANY:
                 keep()
-                while (seconds := relieve()) and not self.has_room:
+                while (seconds := hand_over()) and not self.has_room:
                     self._token.wait(monotonic() + seconds)
 
         try:
             if self._asked is not None:  # a check is under way: its answer comes first
                 results = self._partial + answer(self._conn, self._token, deadline, self._limit, after_read)
-                keep()  # before what proves that they have come
+                keep()  # before the answer, which proves that they have come
                 self._judge(results)
             sent = now()
             self._send(sql)
@@ -186,7 +186,7 @@ class Exchange(ABC):
             keep()
 
     def _send(self, sql: bytes = b"") -> None:
-        """Send `sql`, and what the socket did not take before."""
+        """Send `sql`, and the rest that the socket did not take before."""
         try:
             if sql:
                 self._conn.pgconn.send_query(sql)
@@ -195,7 +195,7 @@ class Exchange(ABC):
             raise self._reason(error) from None
 
     def _reason(self, error: psycopg.Error) -> psycopg.Error:
-        """What to raise for `error`: with the server's own reason, or with what to do."""
+        """Return the error to raise for `error`: with the server's own reason, or with advice."""
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             return CannotListen(
                 f"{error}; a standby cannot listen: connect to the primary, for example with "
@@ -218,7 +218,7 @@ class Exchange(ABC):
             result = pgconn.get_result()
             self._take(batch)
             if result is None:
-                self._keep(batch[:], since)  # before what proves that they have come
+                self._keep(batch[:], since)  # before the answer, which proves that they have come
                 batch.clear()
                 self._judge(checked(self._conn, self._partial))
                 return
@@ -234,7 +234,7 @@ class Exchange(ABC):
         self._conn.close()
 
     def abandon(self) -> None:
-        """In a forked child: close the child's handle; the server and the parent do not notice."""
+        """Close a forked child's handle; the server and the parent don't notice."""
         with contextlib.suppress(OSError):
             if os.fstat(self.fileno).st_ino == self._inode:  # the number may name another file by now
                 os.close(self.fileno)

@@ -1,4 +1,4 @@
-"""What a notifier is doing, and what it holds, between one `start` and its `stop`. No I/O but to close.
+"""The state of a notifier from one `start` until its `stop`. No I/O but to close.
 
 `NEXT` is the table of phases; `docs/internals.md` shows it.
 """
@@ -48,10 +48,10 @@ NEXT: dict[Phase, frozenset[Phase]] = {
 
 @dataclass(eq=False)
 class Lifetime:
-    """What belongs to one `start` until its `stop`. Changed under the state lock, but for what a thread owns.
+    """Everything that belongs to one `start` until its `stop`. Changed under the state lock.
 
-    `listener` is the thread that owns `session` and `loop`. `requests` are the changes that wait for it. `pending`
-    are names that may differ from the session's.
+    The thread `listener` owns `session` and `loop`. `requests` are changes that wait for it. `pending` are channels
+    for which the registry and the session may differ.
     """
 
     source: DbConf
@@ -60,7 +60,7 @@ class Lifetime:
     connect_wait: float = 0.0  # seconds for which the first connection is tried again
     phase: Phase = CONNECTING
     since: datetime = field(default_factory=now)  # when this phase began
-    starter: int = field(default_factory=get_ident)
+    starter: int = field(default_factory=get_ident)  # the thread that called `start`
     begun: bool = False  # the first thread runs
     published: bool = False  # there has been a session
     token: CancelToken = field(default_factory=CancelToken)
@@ -70,16 +70,16 @@ class Lifetime:
     listener: Thread | None = None
     requests: deque[Any] = field(default_factory=deque)
     pending: set[str] = field(default_factory=set)
-    started: Flag = field(default_factory=Flag)  # the first connection is there, or `error` says why not
+    started: Flag = field(default_factory=Flag)  # the first connection is there, or `error` is set
     ended: Flag = field(default_factory=Flag)  # everything is closed
     error: BaseException | None = None
-    confirmed: datetime = field(default_factory=now)  # everything committed before had arrived at its end
-    drains: bool = False  # `rest`, what had arrived and found no room, is wanted
+    confirmed: datetime = field(default_factory=now)  # `Session.confirmed` at the end of the last session
+    drains: bool = False  # `stop(drain=True)` wants `rest`, which arrived and found no room
     rest: deque[Batch] = field(default_factory=deque)
     up_since: float = field(default_factory=monotonic)
     down_since: float = field(default_factory=monotonic)
     attempt: int = 0
-    open: list[bool] = field(default_factory=lambda: [True])
+    open: list[bool] = field(default_factory=lambda: [True])  # emptied by the first `close`
 
     @property
     def stopping(self) -> bool:
@@ -95,27 +95,27 @@ class Lifetime:
             raise Abandoned(GIVEN_UP)
 
     def to(self, phase: Phase) -> None:
-        """Change the phase. Raises `RuntimeError`, nothing changed, where `NEXT` does not allow it."""
+        """Change the phase, under the state lock. Raises `RuntimeError`, nothing changed, if `NEXT` forbids it."""
         if phase not in NEXT[self.phase]:
             raise RuntimeError(f"a notifier can't go from {self.phase.name} to {phase.name}")
         self.phase, self.since = phase, now()
 
     def wake(self) -> None:
-        """Have the listener look for changes, room in mailboxes, and its end. Any thread, without the lock."""
+        """Wake the listener, to look for changes, room in mailboxes, and its end. Any thread, without the lock."""
         readable, loop = self.readable, self.loop
         if readable is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(readable.set)
 
     def keep(self, session: Session) -> None:
-        """Keep what the session has read for `stop(drain=True)`, which also gets what has arrived since."""
+        """Keep what the session has read for `stop(drain=True)`, and read the rest for it. The listener thread."""
         if self.drains:
-            with contextlib.suppress(Exception):  # what had arrived before is in the backlog
+            with contextlib.suppress(Exception):  # the backlog keeps what was read before
                 session.read()
         self.confirmed, self.rest = session.confirmed, session.backlog
 
     def close(self) -> None:
-        """Close what it holds, once. Its last thread, or the caller where no thread could be started."""
+        """Close what it holds, once. On its last thread, or on the caller's if none could be started."""
         try:
             self.open.pop()
         except IndexError:

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from ..types import DbConf
 
 MAX_PAYLOAD_BYTES = 7999
-END_TIME = 0.25  # seconds for a send in another thread to end when all is closed
-GIVE_UP_TIME = 0.1  # seconds for it to notice that it was given up
-SEND_TIMEOUT = 10.0  # seconds for the whole of it
+END_TIME = 0.25  # seconds that `close` waits for a send in another thread
+GIVE_UP_TIME = 0.1  # seconds that it then waits for the cancelled send
+SEND_TIMEOUT = 10.0  # seconds for a whole send
 
-# A server process that says so, and has answered nothing before, has not committed: administrator command, crash or
-# shutdown of the whole server, idle-session timeout. It puts its answer before the commit.
+# A server process that ends with one of these, before any answer, has not committed, because it answers before it
+# commits: administrator command, crash or shutdown of the whole server, idle-session timeout.
 UNDONE = ("57P01", "57P02", "57P05")
 
 
 def payload_text(payload: object) -> str:
-    """What is sent or stored: a str as it is, anything else encoded. Raises `TypeError`, `ValueError`."""
+    """Return the text to send or store: a str as it is, anything else encoded. Raises `TypeError`, `ValueError`."""
     text = str.__str__(payload) if issubclass(type(payload), str) else encode(payload)
     if "\0" in text:
         raise ValueError(f"a payload must not hold NUL: {text!r:.100}")
@@ -40,7 +40,7 @@ def payload_text(payload: object) -> str:
 
 
 def payload_bytes(payload: object) -> bytes:
-    """What goes over the wire. Raises `PayloadTooLong`, `TypeError`, `ValueError`."""
+    """Return the bytes to send. Raises `PayloadTooLong`, `TypeError`, `ValueError`."""
     text = payload_text(payload)
     data = text.encode()
     if len(data) > MAX_PAYLOAD_BYTES:
@@ -54,8 +54,8 @@ def payload_bytes(payload: object) -> bytes:
 class Sender:
     """Sends one notification at a time; safe from any thread, signal handler and finalizer.
 
-    Threads take turns. A call that interrupts another in the same thread does not wait for it, which would never
-    end: the lock is reentrant, and the inner call, finding no idle connection, opens one.
+    A thread holds the lock while it sends. The lock is reentrant, because a call that interrupts another in the same
+    thread must not wait for it: it finds no idle connection, and opens one.
     """
 
     def __init__(self, source: DbConf) -> None:
@@ -63,21 +63,21 @@ class Sender:
         self._fresh()
 
     def _fresh(self) -> None:
-        self._turn = threading.RLock()
-        self._idle: deque[psycopg.Connection[Any]] = deque()  # one, or a few after calls that interrupted others
+        self._lock = threading.RLock()
+        self._idle: deque[psycopg.Connection[Any]] = deque()  # one, or more after calls that interrupted others
         self._tokens: list[CancelToken] = []  # the first one ends all sends since the last `close`
 
     def send(self, channel: str, payload: object, since: float | None = None) -> None:
-        """NOTIFY, committed. Raises `PayloadTooLong`, `TypeError`, `ValueError`, `psycopg.OperationalError`.
+        """Send a notification; return when it is committed. Raises as `Notifier.notify`.
 
         `since` (monotonic seconds) is when the caller began to wait, if earlier; ten seconds count from there.
         """
         data = payload_bytes(payload)
         deadline = (monotonic() if since is None else since) + SEND_TIMEOUT
-        tokens, turn = self._tokens, self._turn
+        tokens, lock = self._tokens, self._lock
         held: list[bool] = []
         try:
-            _take(turn, max(0.0, deadline - monotonic()), held)
+            _take(lock, max(0.0, deadline - monotonic()), held)
             if not held[0] or monotonic() >= deadline:
                 raise psycopg.OperationalError(f"other threads were sending for {SEND_TIMEOUT:g} seconds")
             if not tokens:
@@ -90,10 +90,10 @@ class Sender:
                 self._send(channel.encode(), data, tokens, deadline)
         finally:
             if held == [True]:
-                turn.release()
+                lock.release()
 
     def _send(self, channel: bytes, payload: bytes, tokens: list[CancelToken], deadline: float) -> None:
-        """By the thread whose turn it is. With `UNDONE` as its `sqlstate`, an error says that nothing was sent."""
+        """Send once, under the lock. If an error's `sqlstate` is one of `UNDONE`, nothing was sent."""
         conn: psycopg.Connection[Any] | None = None
         intact = False
         try:
@@ -112,7 +112,7 @@ class Sender:
                     conn.close()
 
     def _take_idle(self) -> psycopg.Connection[Any] | None:
-        """An idle connection that the server has not ended, or None."""
+        """Return an idle connection that the server has not ended, or None."""
         while (conn := _pop(self._idle)) is not None:
             if not ended(conn):
                 return conn
@@ -120,39 +120,39 @@ class Sender:
         return None
 
     def close(self) -> None:
-        """Close the connection. A send that is under way in another thread has a moment to end, and is given up."""
+        """Close the connection. Wait a moment for a send in another thread, then cancel it. Any thread."""
         tokens, self._tokens = self._tokens, []  # a send that began before does not keep its connection
         self.close_idle()
-        turn = self._turn
+        lock = self._lock
         held: list[bool] = []
         try:
-            _take(turn, END_TIME, held)
+            _take(lock, END_TIME, held)
             if held == [False]:
                 for token in tokens:
                     token.cancel()
                 held.clear()
-                _take(turn, GIVE_UP_TIME, held)
+                _take(lock, GIVE_UP_TIME, held)
         finally:
             if held == [True]:
-                turn.release()
+                lock.release()
 
     def close_idle(self) -> None:
-        """Close what no send is using; does not wait."""
+        """Close connections that no send uses. Does not wait."""
         while (conn := _pop(self._idle)) is not None:
             conn.close()
 
     def abandon(self) -> None:
-        """In a forked child: forget the parent's connections, without closing them."""
+        """Forget the parent's connections without closing them. In a forked child."""
         _kept.extend(self._idle)
         self._fresh()
 
 
-def _take(turn: Any, seconds: float, held: list[bool]) -> None:
-    """Put into `held` whether the lock could be had within `seconds`.
+def _take(lock: Any, seconds: float, held: list[bool]) -> None:
+    """Append to `held` whether the lock was acquired within `seconds`.
 
-    In one call of C, so that Ctrl-C comes before both or after both: no lock is left held that nobody knows of.
+    One call of C does both, so that Ctrl-C never comes in between and leaves the lock held unnoticed.
     """
-    held.extend(map(turn.acquire, (True,), (seconds,)))
+    held.extend(map(lock.acquire, (True,), (seconds,)))
 
 
 def _pop(idle: deque[psycopg.Connection[Any]]) -> psycopg.Connection[Any] | None:
@@ -162,4 +162,4 @@ def _pop(idle: deque[psycopg.Connection[Any]]) -> psycopg.Connection[Any] | None
         return None
 
 
-_kept: list[Any] = []  # in a forked child: never collected, for its clean-up is the parent's
+_kept: list[Any] = []  # keeps the parent's connections alive in a forked child, so that none is closed there

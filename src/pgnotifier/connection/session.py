@@ -1,6 +1,6 @@
-"""One connection that listens, for that connection's life: which channels it listens to, and whether it still does.
+"""One listening connection: the channels that it listens to, and whether it still does.
 
-One listener thread at a time touches it.
+One listener thread at a time touches it, without a lock unless a method says otherwise.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from .waiting import Abandoned, CancelToken, answer
 if TYPE_CHECKING:
     from ..types import DbConf
 
-LATE_SECONDS = 1.0  # after which an overdue answer is one that the listener thread does not look for
+LATE_SECONDS = 1.0  # later than this, an overdue answer means that the listener thread is stuck
 PROOF_SECONDS = 2.0  # for a notification to come through a pooler
 
 # How a server refuses a name that its encoding cannot hold.
 REFUSALS = (psycopg.DataError, psycopg.ProgrammingError)
 
-# What a session must still be: the same server process, listening to as many channels.
-# Everything has its schema, lest the search_path of a role or database makes it anything else (guarantee 12).
+# Asks for what must not change: the server process, and the number of channels that it listens to.
+# Everything has its schema, so that no search_path of a role or database changes its meaning (guarantee 12).
 CHECK = b"SELECT pg_catalog.pg_backend_pid(), (SELECT pg_catalog.count(*) FROM pg_catalog.pg_listening_channels())"
 _PID = b"SELECT pg_catalog.pg_backend_pid()"
 
-# PostgreSQL before 18.2 may answer 58P01 to every LISTEN, until this has been asked (guarantee 10).
+# PostgreSQL before 18.2 may answer 58P01 to every LISTEN, until this query has run (guarantee 10).
 _CURE = b"SELECT pg_catalog.pg_notification_queue_usage()"
 _CURABLE = "58P01"
 
 
 class Session(Exchange):
-    """A connection, and `active`: the channels that the server was told to listen to. `pid` is the server process."""
+    """A connection, and `active`: the channels that LISTEN was sent for. `pid` is the server process."""
 
     def __init__(self, source: DbConf, heartbeat: float | None, token: CancelToken) -> None:
         """Connect. Raises `psycopg.Error`, and leaves nothing open then."""
@@ -56,9 +56,9 @@ class Session(Exchange):
             raise
 
     def discard(self, names: Collection[str]) -> None:
-        """Throw away what waits in the backlog for those of the channels that are listened to no longer.
+        """Remove notifications from the backlog whose channel is among `names` and no longer active.
 
-        Otherwise it would be delivered after the gap, as soon as they are listened to again.
+        Otherwise they would be delivered after the gap, as soon as the channel is listened to again. Under the lock.
         """
         left = {name for name in names if name not in self.active}
         if left:
@@ -66,24 +66,24 @@ class Session(Exchange):
                 batch.notifications = [n for n in batch.notifications if n.channel not in left]
 
     def listen(
-        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
+        self, add: Collection[str], remove: Collection[str] = (), hand_over: Callable[[], float] | None = None
     ) -> None:
-        """Listen to `add` and no longer to `remove`, in one round trip.
+        """Send LISTEN for `add` and UNLISTEN for `remove`, in one round trip, and wait for the answer.
 
-        `relieve()` hands over what arrives before the answer; it returns how long to wait for room at the most.
-        All or nothing: after a refusal (one of `REFUSALS`) the channels are as before; any other error is a loss.
+        `hand_over()` moves what arrives before the answer into mailboxes; it returns the seconds to wait for room, or
+        0. After a refusal (one of `REFUSALS`) the channels are as before; any other error means a lost connection.
         """
         commands = [f"LISTEN {quote(name)}" for name in add] + [f"UNLISTEN {quote(name)}" for name in remove]
         if not commands:
             return
         sql = ";".join(commands).encode()
         try:
-            self._ask(sql, relieve)
+            self._ask(sql, hand_over)
         except psycopg.OperationalError as error:
             if error.sqlstate != _CURABLE:
                 raise
-            self._ask(_CURE, relieve)
-            self._ask(sql, relieve)
+            self._ask(_CURE, hand_over)
+            self._ask(sql, hand_over)
         active = self.active.evolver()
         for name in add:
             active[name] = True
@@ -94,32 +94,32 @@ class Session(Exchange):
         self._listening = len(self.active)
 
     def leave(self, names: Collection[str]) -> None:
-        """From now on nobody counts on these channels; `listen` is about to tell the server."""
+        """Remove `names` from `active`, before their UNLISTEN is sent. Under the state lock."""
         active = self.active.evolver()
         for name in names:
             active.remove(name)
         self.active = active.persistent()
 
     def listen_where_allowed(
-        self, add: Collection[str], remove: Collection[str] = (), relieve: Callable[[], float] | None = None
+        self, add: Collection[str], remove: Collection[str] = (), hand_over: Callable[[], float] | None = None
     ) -> dict[str, psycopg.Error]:
-        """As `listen`, for all names that the server takes; returns those that it refused, each with its reason."""
+        """Do as `listen` for all names that the server accepts; return the refused ones, each with its error."""
         try:
-            self.listen(add, remove, relieve)
+            self.listen(add, remove, hand_over)
         except REFUSALS as error:
             names = list(add)
             if len(names) == 1 and not remove:
                 return {names[0]: error}
             half = len(names) // 2
             refused = {**self.listen_where_allowed(names[:half]), **self.listen_where_allowed(names[half:])}
-            self.listen((), remove)  # last: `confirmed` is the moment before it
+            self.listen((), remove)  # last, so that `confirmed` is the time at which it was sent
             return refused
         return {}
 
     def verify(self) -> None:
         """Ask the server whether this session listens. Raises `CannotListen`, `psycopg.OperationalError`.
 
-        A notification says so too; the answer, which may be late where they come fast, is left to `check` then.
+        A notification proves it too. The answer, which may be late in a burst, is then left to `check`.
         """
         moment = self._heard = monotonic()
         if self._asked is None:  # otherwise it was asked before, and a notification came first
@@ -132,10 +132,10 @@ class Session(Exchange):
             self.read()
 
     def prove(self, source: DbConf) -> None:
-        """Behind a pooler, see that a notification from another connection is heard. Raises `CannotListen`.
+        """Prove, if there is a pooler, that a notification from another connection arrives. Raises `CannotListen`.
 
-        A pooler shows itself by another pid than the server process has. One that pools by transaction cannot be
-        seen from this side alone: while it has a single client, that meets its own LISTEN again.
+        A pooler's pid differs from that of the server process. One connection does not show that a pooler pools by
+        transaction: while it is the only client, it gets the same server session each time.
         """
         if self._conn.pgconn.backend_pid == self.pid:
             return
@@ -172,11 +172,11 @@ class Session(Exchange):
         return moment - answered if moment > overdue else 0.0
 
     def check(self, heard: float) -> float:
-        """Ask the server where that is due; bytes have come at the moment `heard` (monotonic seconds).
+        """Query the server if that is due; return when to call again. Both times are in monotonic seconds.
 
-        Returns when (monotonic seconds) to come again. Raises `psycopg.OperationalError` where an answer is overdue.
-        The question goes out every `heartbeat` seconds under traffic too, so that `confirmed` stays recent; but only
-        silence for `heartbeat` seconds counts against the connection.
+        `heard` is when bytes last came. Raises `psycopg.OperationalError` if an answer is overdue. The query is sent
+        every `heartbeat` seconds under traffic too, so that `confirmed` stays recent; only silence for `heartbeat`
+        seconds counts as a loss.
         """
         if self._heartbeat is None:
             return inf
@@ -195,11 +195,11 @@ class Session(Exchange):
         return overdue
 
     def _judge(self, results: list[Any]) -> None:
-        """Compare a check's answer with what the session should be."""
+        """Compare the answer to `CHECK` with the session. Raises `CannotListen` if they differ."""
         asked, self._asked, self._partial = self._asked, None, []
         if asked is not None:
             self._confirm(asked[1])
-            self._answered = asked[0]  # the next question is due when this answer would have been overdue
+            self._answered = asked[0]  # the next query is due when this answer would have been overdue
         pid, listening = (int(results[-1].get_value(0, column)) for column in (0, 1))
         if pid != self.pid or listening != self._listening:
             raise CannotListen(
@@ -210,5 +210,5 @@ class Session(Exchange):
 
 
 def lasts(error: psycopg.OperationalError) -> bool:
-    """Whether the next attempt to connect would fail in the same way, because the server was reached and refuses."""
+    """Return True if the next attempt to connect would fail in the same way: the server was reached, and refuses."""
     return isinstance(error, Abandoned | CannotListen) or is_lasting(str(error))

@@ -1,4 +1,7 @@
-"""Waiting for the server with a deadline, in a way that any thread can end; and what the server said at the end."""
+"""Waiting for the server with a deadline, in a way that any thread can end; and the server's reason for an end.
+
+Every function runs on the thread that owns the connection, without a lock.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import psycopg
 from psycopg import pq
 from psycopg.errors import Diagnostic, error_from_result
 
-# epoll would be shared with a forked child, whose clean-up makes the parent deaf; poll shares nothing.
+# A forked child would share an epoll descriptor, and its clean-up would silence the parent; poll shares nothing.
 PortableSelector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
@@ -27,23 +30,23 @@ class Abandoned(psycopg.OperationalError):
 
 
 class CancelToken:
-    """Ends every wait that goes through it, at once and for good, from any thread."""
+    """Ends every present and later wait that uses it. Any thread may cancel it."""
 
     def __init__(self) -> None:
-        self._here, self._there = socket.socketpair()
-        self._there.setblocking(False)
+        self._waiting_end, self._waking_end = socket.socketpair()
+        self._waking_end.setblocking(False)
         self.cancelled: bool = False
 
     def cancel(self) -> None:
         self.cancelled = True
         with contextlib.suppress(OSError):  # closed already
-            self._there.send(b"!")  # never read, so it ends the waits to come as well
+            self._waking_end.send(b"!")  # never read, so it also ends later waits
 
     def wait(self, deadline: float | None, fd: int | None = None, events: int = selectors.EVENT_READ) -> bool:
-        """Wait for `fd`, until `deadline` (monotonic seconds); whether it is ready. Raises `Abandoned`."""
+        """Wait for `fd` until `deadline` (monotonic seconds); return True if it is ready. Raises `Abandoned`."""
         ready: Any = None
-        with contextlib.suppress(ValueError), PortableSelector() as selector:  # closed: it is broken then
-            selector.register(self._here, selectors.EVENT_READ)
+        with contextlib.suppress(ValueError), PortableSelector() as selector:  # a socket is closed
+            selector.register(self._waiting_end, selectors.EVENT_READ)
             if fd is not None:
                 selector.register(fd, events)
             if not self.cancelled:
@@ -54,8 +57,8 @@ class CancelToken:
 
     def close(self) -> None:
         self.cancelled = True
-        self._here.close()
-        self._there.close()
+        self._waiting_end.close()
+        self._waking_end.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # not made, or the interpreter ends
@@ -63,25 +66,25 @@ class CancelToken:
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that keeps what the server said before it ended the session."""
+    """A connection that keeps the server's reason for ending the session."""
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         super().__init__(pgconn)
         self.autocommit = True
         self._said: deque[psycopg.OperationalError] = deque(maxlen=1)
-        self.add_notice_handler(partial(_keep, self._said))  # no method of its own, which would be a cycle
+        self.add_notice_handler(partial(_keep, self._said))  # no method of `self`: that would be a reference cycle
 
     def __del__(self, *_: Any) -> None:
-        """Warn of nothing: what Ctrl-C has orphaned libpq's handle closes, but for a parent's in a forked child."""
+        """Never warn: libpq's handle closes an orphaned connection, but leaves a parent's open in a forked child."""
 
     @property
     def reason(self) -> psycopg.OperationalError | None:
-        """Why the server ends the session, or has ended it; None where it has not said so."""
+        """The server's reason for ending the session, or None."""
         return self._said[0] if self._said else None
 
 
 def _keep(said: deque[psycopg.OperationalError], notice: Diagnostic) -> None:
-    # A session that is idle is told by a notice: FATAL, or, where the whole server goes down at once, WARNING.
+    # An idle session gets a notice: FATAL, or WARNING if the whole server stops at once.
     state = notice.sqlstate or ""
     if notice.severity_nonlocalized in ("FATAL", "PANIC") or state.startswith("57P"):
         said.append(_loss(notice.message_primary, state))
@@ -104,8 +107,8 @@ def answer(
 
     A server that sends notifications all the while may take longer: it answers after what waits in its queue, and a
     new connection would have to read that too. `after_read()` is called whenever something has come.
-    Raises what the server refused; `psycopg.OperationalError` where the connection is lost or silent for `limit`
-    seconds, which the text names; `Abandoned`. After these the connection is of no more use.
+    Raises the server's error if it refuses; `psycopg.OperationalError` if the connection is lost or silent for
+    `limit` seconds, which the text names; `Abandoned`. After the last two the connection can't be used any more.
     """
     pgconn = conn.pgconn
     results: list[Any] = []
@@ -135,7 +138,7 @@ def answer(
 
 
 def checked(conn: psycopg.Connection[Any], results: list[Any]) -> list[Any]:
-    """`results`, or the error that they hold."""
+    """Return `results`, or raise the error that they hold."""
     refused = [r for r in results if r.status == pq.ExecStatus.FATAL_ERROR]
     if conn.pgconn.status == pq.ConnStatus.BAD or any(map(_is_fatal, refused)):
         raise lost(conn, _loss(None), results)
@@ -147,10 +150,10 @@ def checked(conn: psycopg.Connection[Any], results: list[Any]) -> list[Any]:
 def lost(
     conn: psycopg.Connection[Any], error: psycopg.OperationalError, results: Sequence[Any] = ()
 ) -> psycopg.OperationalError:
-    """The reason that the server gave for the end of the session, else `error`.
+    """Return the server's own reason for the end of the session, else `error`.
 
-    Its `sqlstate` is the reason's, but where a part of the answer came before, which `results` and libpq hold: a
-    transaction may have been committed then.
+    Its `sqlstate` is the reason's, unless a part of the answer came before (in `results` or libpq's buffer): then a
+    transaction may have been committed, and there is none.
     """
     results = list(results)
     if conn.pgconn.status == pq.ConnStatus.BAD:  # else this would block
@@ -170,10 +173,10 @@ def lost(
 
 
 def ended(conn: psycopg.Connection[Any]) -> bool:
-    """Whether the server has ended an idle connection, or says that it does; does not wait."""
+    """Return True if the server has ended an idle connection, or announces it. Does not wait."""
     try:
         conn.pgconn.consume_input()
-        conn.pgconn.is_busy()  # has libpq look at what has come: a notice may be the reason
+        conn.pgconn.is_busy()  # makes libpq parse what has come: perhaps a notice
     except psycopg.Error:
         return True
     return getattr(conn, "reason", None) is not None

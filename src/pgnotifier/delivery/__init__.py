@@ -1,4 +1,4 @@
-"""Who is called: mailboxes, what each subscription has heard, and the threads and event loops that make calls."""
+"""Delivery: mailboxes, coverage of subscriptions, streams, and the threads and event loops that make calls."""
 
 from .calls import Calls
 from .coverage import ListenCall

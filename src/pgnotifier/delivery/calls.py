@@ -1,8 +1,8 @@
-"""What all executors share: decoding, and what happens when a call fails (guarantees 7 and 8).
+"""The code that all executors share: decoding, and reports of failed calls (guarantees 7 and 8).
 
-Workers, event loops and readers of streams are executors. An executor takes a hand under the dispatcher's lock, looks
-at `Mailbox.sub` before each call, and has payloads decoded here. It leaves in `Mailbox.rest` what it could not
-handle, and gives the mailbox back with `Turns.end`. No function here is called under the lock.
+Workers, event loops and readers of streams are executors. An executor takes a hand under the state lock, reads
+`Mailbox.sub` before each call, and decodes payloads here. It leaves in `Mailbox.rest` what it could not handle, and
+gives the mailbox back with `Turns.end`. Every method runs on the executor's thread, without the lock.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Calls:
-    """`decode(text)` makes a payload's value. `fatal()` stops the notifier."""
+    """Decodes payloads with `decode(text)`, and reports failed calls. `fatal()` stops the notifier."""
 
     def __init__(self, dispatcher: Dispatcher, decode: Callable[[str], Any], fatal: Callable[[], None]) -> None:
         self._dispatcher, self.decode, self._fatal = dispatcher, decode, fatal
         self.callers: set[Any] = set()  # workers and batches: `box` is the mailbox whose calls they make, or None
 
     def longest(self) -> tuple[Hashable, str, float] | None:
-        """The id, channel and seconds of the call that has been running longest. Takes no lock."""
+        """Return id, channel and seconds of the call that has been running longest, or None. Any thread."""
         moment, found = monotonic(), None
         for box in [caller.box for caller in tuple(self.callers)]:
             if box is not None and (hand := box.hand) is not None and 0 < (began := box.began) < moment:
@@ -36,7 +36,7 @@ class Calls:
         return None if found is None else (*found, monotonic() - moment)
 
     def payload(self, run: Run, place: int) -> Any:
-        """A payload, decoded by the first executor that needs it; FAILED, and reported, if it can't be decoded."""
+        """Return a payload, decoded by the first executor that needs it; FAILED, and reported, if that fails."""
         payloads = run.payloads
         if payloads is None:
             return self._decoded(run, place)
@@ -47,9 +47,9 @@ class Calls:
         return payloads[place]
 
     def own_payload(self, run: Run, place: int) -> Any:
-        """The same for a stream's reader, which waits for nobody and holds up nobody: it may decode its own copy.
+        """Return a payload to a stream's reader, which may decode a copy, to wait for no thread and delay none.
 
-        What is no `Exception`, such as Ctrl-C, is raised.
+        A `BaseException`, such as Ctrl-C, is raised.
         """
         payloads = run.payloads
         if payloads is not None and payloads[place] is not UNKNOWN:
@@ -79,13 +79,13 @@ class Calls:
         self._report(channel, {"event": "decode_failed", "channel": channel, "payload": text}, error)
 
     def failed(self, box: Mailbox, channel: str, error: BaseException) -> None:
-        """Log, count and report a call that raised; stop the notifier if that was to end the program."""
+        """Log, count and report a call that raised; stop the notifier after a `SystemExit` or Ctrl-C."""
         if isinstance(error, Exception | CancelledError):
             log(ERROR, "subscriber %r failed on channel %r", box.id, channel, error=error)
             self._report(channel, {"event": "callback_failed", "id": box.id, "channel": channel}, error)
         else:
             self._count(error)
-            log(CRITICAL, "subscriber %r raised %s: stopping", box.id, type(error).__name__)
+            log(CRITICAL, "subscriber %r raised %s: stopping the notifier", box.id, type(error).__name__)
             self._fatal()
 
     def _report(self, channel: str, event: dict[str, Any], error: BaseException) -> None:

@@ -1,6 +1,6 @@
 """Pure: what every subscription with `on_listen` was told, and what it may have missed since (guarantee 10).
 
-Every method is called under the dispatcher's lock. No I/O, no threads: the caller brings the times.
+Every method runs under the state lock, on any thread. No I/O: the caller passes the times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..gap import Gap, Reason, merge
 class ListenCall:
     """A call of `on_listen` that stands in a mailbox: with a gap, or with None the first time.
 
-    `state` tells the subscription from a later one of the same id and channel; None if that makes no difference.
+    `state` distinguishes its subscription from a later one of the same id and channel; None if both may get it.
     """
 
     channel: str
@@ -27,7 +27,7 @@ class ListenCall:
     size: ClassVar[int] = 0  # notifications
 
     def merged(self, later: object) -> ListenCall | None:
-        """One call in place of two with a gap on the same channel; None if `later` is anything else."""
+        """Return one call for two with a gap on the same channel; None if `later` is anything else."""
         if isinstance(later, ListenCall) and later.channel == self.channel and self.gap and later.gap:
             return ListenCall(self.channel, merge(self.gap, later.gap), self.state or later.state)
         return None
@@ -35,7 +35,7 @@ class ListenCall:
 
 @dataclass(slots=True, eq=False)
 class _State:
-    """`told`: the first call was made, or waits. `covered`: nothing is being missed. `missed`: what was until now."""
+    """`told`: the first call was made, or waits. `covered`: it misses nothing now. `missed`: the gap until now."""
 
     told: bool = False
     covered: bool = False
@@ -62,11 +62,11 @@ class Coverage:
         until: datetime,
         tell: Callable[[ListenCall], object] = lambda call: None,
     ) -> ListenCall | None:
-        """Follow a change of one subscription; return the call that is due.
+        """Follow a change of one subscription; return the call of `on_listen` that is due, or None.
 
-        `tell(call)` comes before the call counts as made: after Ctrl-C in between it is made twice, and not never.
-        `wanted`: it is registered with an `on_listen`. `covered`: it hears everything from now on. When that ends,
-        it had heard everything before `since`.
+        `wanted`: it is registered with an `on_listen`. `covered`: it hears everything from now on. If that ends, it
+        had heard everything before `since`. `tell(call)` runs before the call counts as made, so that Ctrl-C in
+        between can repeat the call, but not lose it.
         """
         if not wanted:
             self._states.pop((channel, id), None)
@@ -88,20 +88,20 @@ class Coverage:
         return call
 
     def is_told(self, channel: str, id: Hashable) -> bool:
-        """Whether the first call of `on_listen` was made, or waits."""
+        """Return True if the first call of `on_listen` was made, or waits."""
         state = self._states.get((channel, id))
         return state is not None and state.told
 
     def lose(self, reason: Reason, since: datetime, until: datetime, error: str | None = None) -> None:
-        """No subscription is covered any more; all had heard everything before `since`."""
+        """Mark all subscriptions as no longer covered. All had heard everything before `since`."""
         for (channel, _), state in self._states.items():
             state.miss(Gap(channel, reason, since, until, error=error))
             state.covered = False
 
     def give_back(self, id: Hashable, call: ListenCall) -> bool:
-        """`call` was not made, or failed. Returns False if the subscription is covered again, and it is still due.
+        """Take back a call that was not made, or failed. Return False if it is still due: it is covered again.
 
-        Otherwise the next call says what this one would have said.
+        Otherwise the next call reports what this one would have reported.
         """
         state = self._states.get((call.channel, id))
         if state is None or call.state not in (None, state):

@@ -1,7 +1,7 @@
-"""Who is called, and in which order: the mailboxes, what each subscription has heard, and the queue of workers.
+"""The state lock, and everything that it guards: mailboxes, coverage, routes, and the queue of ready mailboxes.
 
-One lock, `lock`, owns all of it. It is held to move entries between queues and for nothing else: never over I/O, a
-join, user code or a call into an event loop.
+Threads hold the lock to move entries between queues and for nothing else: never over I/O, a join, user code or a call
+into an event loop. Any thread may call a method, without the lock, unless the method says otherwise.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .turns import Turns, Worker
 
 
 class Dispatcher:
-    """Mailboxes for good, and calls from `begin` to `halt`.
+    """Keeps mailboxes for good, and has calls made from `begin` until `halt`.
 
-    `delay(attempt)` is how many seconds a failed `on_listen` waits before it is called again. `on_room()` is called
-    without the lock when a full mailbox that the listener waits for has room.
+    `delay(attempt)` returns the seconds until a failed `on_listen` is called again. `on_room()` is called without the
+    lock when a full mailbox that the listener waits for has room.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Dispatcher:
     # -- the registry that calls follow ---------------------------------------------------------------------
 
     def commit(self, reg: Registry, touched: Iterable[Touched], confirmed: datetime, active: PMap[str, bool]) -> None:
-        """From now on calls follow `reg`, in which `touched` may be new, and `active` channels are listened to.
+        """Make calls follow `reg`, in which `touched` may be new. `active` channels are listened to.
 
-        Everything committed before `confirmed` has been received. Any thread.
+        Everything committed before `confirmed` has been received. With or without the lock.
         """
         with self.lock:
             old, self.posting.registry = self.posting.registry, reg
@@ -70,7 +70,7 @@ class Dispatcher:
         self.turns.wake()
 
     def _follow(self, id: Hashable, name: str, entry: Channel | None, confirmed: datetime) -> None:
-        """One subscription may have changed: what waits for it, and what it hears. Under the lock."""
+        """Bring the mailbox and coverage of one subscription in line with the registry. Under the lock."""
         sub = entry.subscribers.get(id) if entry is not None else None
         wanted = sub is not None and sub.on_listen is not None
         if sub is not None and (sub.mute or entry is None or entry.mute):
@@ -97,7 +97,7 @@ class Dispatcher:
             self.turns.add(box)
 
     def _end_stream(self, sub: Subscription | None) -> None:
-        """If it was a stream's, end that, because it has no channel any more. Under the lock."""
+        """End the stream of `sub`, if it is a stream's, because it has no channel any more. Under the lock."""
         if sub is not None and sub.pulled is not None:
             sub.pulled.over = True
             self.turns.notice(sub.pulled)
@@ -106,7 +106,7 @@ class Dispatcher:
         """Throw away what waits for a subscription that is no longer covered, and void the hand. Under the lock."""
         since, calls = box.loss(name, confirmed)
         for call in (ListenCall(name, Gap(name, reason, since, now())), *calls):
-            self.coverage.give_back(box.id, call)  # first: after Ctrl-C in between it is told twice, and not never
+            self.coverage.give_back(box.id, call)  # first: Ctrl-C in between can repeat it, but not lose it
         del box.subs[name]
         box.purge(name)
         if box.sub is None and box.places is not None:
@@ -116,13 +116,13 @@ class Dispatcher:
         self.turns.forget(box)
 
     def lose(self, reason: Reason, confirmed: datetime, error: str | None = None) -> None:
-        """Nothing is listened to any more; everything committed before `confirmed` has been received."""
+        """Mark all channels as no longer listened to. Everything committed before `confirmed` has been received."""
         with self.lock:
             self.active = NO_CHANNELS
             self.coverage.lose(reason, confirmed, now(), error)
 
     def tell(self, calls: Iterable[tuple[Hashable, ListenCall]]) -> None:
-        """Have `on_listen` called for these ids, after all that waits for them. Any thread."""
+        """Queue calls of `on_listen` for these ids, behind all that waits for them."""
         with self.lock:
             for id, call in calls:
                 box = self.boxes[id]
@@ -133,7 +133,7 @@ class Dispatcher:
     # -- turns -----------------------------------------------------------------------------------------------
 
     def next(self, worker: Worker) -> bool:
-        """End the worker's turns, and wait for the next ones; False if it has to end. A worker, without the lock."""
+        """End the worker's turns, and wait for the next ones; return False if it has to end. On the worker."""
         turns, posting = self.turns, self.posting
         while True:
             ended = worker.boxes
@@ -147,7 +147,7 @@ class Dispatcher:
             worker.waiter.acquire(timeout=seconds)
 
     def follow_up(self, boxes: list[Mailbox]) -> None:
-        """After turns: wake other workers and the listener, announce losses, ring the bell. Without the lock."""
+        """Wake other workers and the listener, announce losses and ring the bell, after turns have ended."""
         self.turns.wake()
         if self.posting.blocking and any(box.blocking and box.has_room for box in boxes):
             self._on_room()
@@ -158,15 +158,14 @@ class Dispatcher:
     # -- life ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """From now on what arrives is delivered."""
+        """Deliver what arrives from now on."""
         with self.lock:
             self.turns.begin()
 
     def halt(self, event: dict[str, Any] | None, confirmed: datetime) -> None:
-        """Begin no call from now on, but those of SYSCHAN's subscribers, with `event` as the last.
+        """Throw away what waits, and begin no call any more but those of SYSCHAN's subscribers, `event` as the last.
 
-        What waits is thrown away. Workers end when nothing is left, and are woken by the caller, without the lock. A
-        no-op on a halted dispatcher.
+        Workers end when nothing is left; the caller wakes them, without the lock. A second call does nothing.
         """
         with self.lock:
             if self.turns.running:
@@ -179,10 +178,10 @@ class Dispatcher:
                 self.turns.running = False
                 subs = (s for entry in self.posting.registry.channels.values() for s in entry.subscribers.values())
                 for owner in {sub.pulled for sub in subs if sub.pulled is not None}:
-                    self.turns.notice(owner)  # also where no mailbox is: its readers' loops end
+                    self.turns.notice(owner)  # also without a mailbox, so that its readers' loops end
 
     def for_child(self, confirmed: datetime) -> Dispatcher:
-        """In a forked child: a dispatcher that knows what subscribers were told, with a lock that nobody holds."""
+        """Return a dispatcher for a forked child, with the same coverage and a lock that no thread holds."""
         self.lock = self.turns.lock = threading.RLock()
         self.halt(None, confirmed)
         self.turns.clear()
@@ -191,14 +190,14 @@ class Dispatcher:
         return Dispatcher(self.limit, self._delay, self._on_room, self.coverage)
 
     def is_idle(self, streams: bool = True) -> bool:
-        """Whether nothing waits and no call is under way; `streams`: nor is anything left in a stream."""
+        """Return True if nothing waits and no call is under way; `streams`: and nothing is left in a stream."""
         return all(
             box.state is IDLE or (box.state is PULLED and not (streams and (box.entries or box.hand)))
             for box in tuple(self.boxes.values())
         )
 
     def counts(self) -> dict[str, int]:
-        """`delivered`, `failed`, `dropped`, `pending`. Takes no lock."""
+        """Return `delivered`, `failed`, `dropped` and `pending`. Takes no lock."""
         return {
             "delivered": self.turns.delivered,
             "failed": self.failed,

@@ -1,8 +1,7 @@
 """Calls of coroutine functions, on the event loops of users (guarantee 8).
 
-A worker takes the hand, decodes it and ships it as a batch. The event loop makes one call after the other, each a
-task with a context of its own, and gives the mailbox back. A batch that does not own the mailbox any more was
-reclaimed, because its event loop was closed.
+A worker takes the hand, decodes it and ships it as a batch. The event loop makes one call after another, each a task
+with a separate context, and gives the mailbox back. A batch whose event loop is closed loses the mailbox (`notice`).
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     from .dispatcher import Dispatcher
 
 
-# By the context of a call, and of the tasks and threads that it has begun: its dispatcher, until it has returned.
+# In the context of a call, and of the tasks and threads that it begins: its dispatcher, until it has returned.
 calling: ContextVar[list[Dispatcher]] = ContextVar("pgnotifier_calling")
 
 
 class Batch:
-    """What an event loop has of a mailbox. `begun`: a call is under way. `told`: `on_listen` has returned."""
+    """A hand on an event loop. `begun`: a call is under way. `told`: `on_listen` has returned."""
 
     def __init__(self, dispatcher: Dispatcher, calls: Calls, box: Mailbox, hand: Entry, sub: Subscription) -> None:
         self._dispatcher, self._calls = dispatcher, calls
@@ -43,7 +42,7 @@ class Batch:
             self.items = deque(item for item in items if item[1] is not FAILED)
 
     def ship(self) -> None:
-        """Have the event loop make the calls; if it is closed, all have failed. A worker."""
+        """Have the event loop make the calls; if it is closed, count all as failed. On a worker."""
         with self._dispatcher.lock:
             self.box.owner = self
             self.box.to(AWAITING)
@@ -59,12 +58,12 @@ class Batch:
             self._end()
 
     def _step(self) -> None:
-        """Begin the next call. On the event loop."""
+        """Begin the next call, or give the mailbox back. On the event loop."""
         sub = self.box.sub
         if self.box.owner is not self:
             return
         if not self.items or sub is None or sub.loop is not self.loop or not awaits(sub, self.hand):
-            self._end()  # it is through, void, or for another callback
+            self._end()  # done, void, or for another callback
             return
         try:
             self.task = self.loop.create_task(self._call(sub))
@@ -80,7 +79,7 @@ class Batch:
     async def _call(self, sub: Subscription) -> None:
         box, hand = self.box, self.hand
         if box.owner is not self or box.sub is not sub:
-            return  # void or replaced since the task was made: `_step` decides anew
+            return  # void or replaced since the task was made: `_step` decides again
         call = [self._dispatcher]
         calling.set(call)
         _, payload, pid = self.items.popleft()  # not before: a task that is cancelled before it begins loses nothing
@@ -106,15 +105,15 @@ class Batch:
                 box.began = 0.0
 
     def notice(self) -> None:
-        """Take the mailbox back if the event loop is closed; the call that was under way has failed. Any thread."""
+        """Take the mailbox back if the event loop is closed; a call under way counts as failed. Any thread."""
         if self.loop.is_closed():
             if self.begun and self.box.owner is self:
-                error = RuntimeError("the event loop was closed under the callback")
+                error = RuntimeError("the event loop was closed during the callback")
                 self._calls.failed(self.box, self.hand.channel, error)
             self._end()
 
     def _end(self) -> None:
-        """Give the mailbox back, with what was not begun, or an `on_listen` that did not return."""
+        """Give the mailbox back, with the calls not begun, or an `on_listen` that did not return. Any thread."""
         box, hand = self.box, self.hand
         self.begun, self.task = False, None
         self._calls.callers.discard(self)
@@ -131,17 +130,17 @@ class Batch:
 
 
 def awaits(sub: Subscription, hand: Entry) -> bool:
-    """Whether what is in hand is for an event loop."""
+    """Return True if the hand is for an event loop."""
     return sub.awaits if isinstance(hand, Run) else sub.tells_by_awaiting
 
 
 def busy(boxes: Iterable[Mailbox]) -> bool:
-    """Whether a call is under way on an event loop that can finish it. Any thread."""
+    """Return True if a call is under way on an event loop that is not closed. Any thread."""
     return any(isinstance(b := box.owner, Batch) and b.begun and not b.loop.is_closed() for box in boxes)
 
 
 def runs_here(boxes: Iterable[Mailbox]) -> bool:
-    """Whether the current thread runs an event loop that makes calls, or is to make those that wait. Any thread."""
+    """Return True if the current thread runs an event loop that makes calls, or will make those that wait."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:

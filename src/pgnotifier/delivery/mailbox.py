@@ -1,4 +1,4 @@
-"""What waits for one subscriber id, and the runs that stand there: plain data, under the dispatcher's lock.
+"""The queue of one subscriber id, and the runs in it: plain data, under the state lock.
 
 No threads, no clock and no user code here. `states.NEXT` is the table of a mailbox's states.
 """
@@ -26,7 +26,7 @@ ROOM_SHARE = 2  # the listener is woken when half of a full mailbox is free
 
 
 UNKNOWN: Any = object()  # a payload that has not been decoded
-FAILED: Any = object()  # a payload that can't be
+FAILED: Any = object()  # a payload that can't be decoded
 
 
 @dataclass(slots=True, eq=False)
@@ -58,18 +58,18 @@ Entry = Run | ListenCall
 
 
 class Owner(Protocol):
-    """What has a mailbox instead of the queue for workers."""
+    """An executor that has a mailbox in place of the workers: an event loop's batch, or a stream."""
 
     def notice(self) -> None:
-        """Something was put into the mailbox. Called without the lock, by the thread that put it there."""
+        """Hear that something was put into the mailbox. Without the lock, on the thread that put it there."""
 
 
 @dataclass(slots=True, eq=False)
 class Mailbox:
-    """The queue of one id, what is in hand, and what a turn needs of the registry.
+    """The queue of one id, its hand, and its subscriptions.
 
-    `hand` is what is being handled, under the subscription `sub`. Its executor reads `sub` before each call, without
-    the lock: None if the hand is void (muted, unsubscribed, stopped), another if the callback was replaced.
+    `hand` is what an executor has taken out, under the subscription `sub`. The executor reads `sub` before each call,
+    without the lock: None if the hand is void (muted, unsubscribed, stopped), another if the callback was replaced.
     """
 
     id: Hashable
@@ -78,26 +78,26 @@ class Mailbox:
     subs: dict[str, Subscription] = field(default_factory=dict)  # by channel, those that are called now
     entries: deque[Entry] = field(default_factory=deque)
     waiting: int = 0  # notifications in `entries`
-    latest: dict[str, Run] = field(default_factory=dict)  # by channel, places that newer notifications may take
+    latest: dict[str, Run] = field(default_factory=dict)  # by channel, runs that newer notifications may replace
     hand: Entry | None = None
     sub: Subscription | None = None
-    rest: Entry | None = None  # what of the hand its executor could not handle
+    rest: Entry | None = None  # the part of the hand that its executor could not handle
     held: int = 0  # notifications in hand whose call has not begun, as counted when they were taken
     turn: int = 8  # notifications to take at a time: more if the callback is fast
     began: float = 0.0  # monotonic seconds when the call under way began; 0 if none is
-    owner: Owner | None = None  # the executor that has it, if that wants to hear of what comes
+    owner: Owner | None = None  # the executor that has it, unless workers do
     attempt: int = 0  # failed calls of on_listen
     resume_at: float = 0.0  # monotonic seconds, when it is called again
-    places: Any = None  # an iterator over what of the hand no reader has had, if it is a stream's
-    undecoded: int = 0  # notifications that its readers could not decode, and that are not counted yet
-    taken: int = 0  # notifications, of all that were put
+    places: Any = None  # iterates over the part of the hand that no reader has taken, if it is a stream's
+    undecoded: int = 0  # notifications that its readers could not decode, not counted yet
+    taken: int = 0  # notifications taken out so far
     rate: Rate = field(default_factory=Rate)
     blocking: bool = False  # the listener waits for room here
-    unannounced: dict[str, int] = field(default_factory=dict)  # by channel, what was dropped and no event has told
-    announced: float = 0.0  # monotonic seconds of the last such event
+    unannounced: dict[str, int] = field(default_factory=dict)  # by channel, the number dropped since the last event
+    announced: float = 0.0  # monotonic seconds of the last event `overflow`
 
     def to(self, state: State) -> None:
-        """Change the state. Raises `RuntimeError`, nothing changed, if `NEXT` does not allow it."""
+        """Change the state. Raises `RuntimeError`, nothing changed, if `NEXT` forbids it."""
         if state not in NEXT[self.state]:
             raise RuntimeError(f"a mailbox can't go from {self.state.name} to {state.name}")
         self.state = state
@@ -112,28 +112,28 @@ class Mailbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether a full mailbox has room that is worth posting for."""
+        """True if a full mailbox has enough room to post again."""
         return not self.entries or self.room * ROOM_SHARE >= self.limit
 
     def pulled_by(self, owner: Owner) -> Mailbox:
-        """Leave it to a stream's readers, who hear of what comes by `owner`."""
+        """Leave the mailbox to a stream's readers; `owner.notice()` wakes them."""
         self.owner, self.turn = owner, MAX_TURN
         self.to(PULLED)
         return self
 
     def follow(self, channel: str, sub: Subscription) -> None:
-        """From now on `sub` is called on the channel, also for the rest of the hand if that is not void."""
+        """Call `sub` on the channel from now on, also for the rest of the hand if that is not void."""
         self.subs[channel] = sub
         if self.sub is not None and self.hand is not None and self.hand.channel == channel:
             self.sub = sub
 
     def put(self, run: Run) -> None:
-        """Append; the caller has seen to the room."""
+        """Append a run. The caller has made room."""
         self.entries.append(run)
         self.waiting += run.size
 
     def put_latest(self, run: Run) -> None:
-        """Append the run's last notification, or have it take the place that is open for its channel."""
+        """Append the run's last notification, or replace the one that still waits for its channel."""
         last, place = run.part(run.stop - 1, run.stop), self.latest.get(run.channel)
         if place is None:
             self.latest[run.channel] = last
@@ -143,9 +143,9 @@ class Mailbox:
             place.start, place.stop = last.start, last.stop
 
     def tell(self, call: ListenCall) -> None:
-        """Have `on_listen` called after all that waits; the first time, before that.
+        """Queue a call of `on_listen` behind all that waits, or, the first time, in front of it.
 
-        Nothing that comes later takes a place before the call.
+        Later notifications don't replace one that waits in front of the call.
         """
         self.latest.pop(call.channel, None)
         if call.gap is None:
@@ -157,7 +157,7 @@ class Mailbox:
         self.entries.append(both or call)
 
     def tell_first(self, call: ListenCall) -> None:
-        """Have `call` made before all that waits, together with one that waits for the same channel."""
+        """Queue `call` in front of all that waits, merged with one that waits for the same channel."""
         for entry in self.entries:
             both = call.merged(entry)
             if both is not None:
@@ -167,7 +167,7 @@ class Mailbox:
         self.entries.appendleft(call)
 
     def _pop(self, most: int) -> tuple[Entry, int]:
-        """Remove the oldest entry, or the first `most` notifications of a longer run; returns it with its size."""
+        """Remove the oldest entry, or the first `most` notifications of a longer run; return it and its size."""
         entry = self.entries.popleft()
         if not isinstance(entry, Run):
             return entry, 0
@@ -181,7 +181,7 @@ class Mailbox:
         return entry, size
 
     def take(self) -> bool:
-        """Take the oldest entry, or the first part of a long run, into the hand; False if there is none."""
+        """Take the oldest entry, or the first part of a long run, into the hand; return False if there is none."""
         while self.entries:
             entry, size = self._pop(min(self.turn, self.limit // 8 or 1))
             sub = self.subs.get(entry.channel)
@@ -192,7 +192,7 @@ class Mailbox:
         return False
 
     def take_one(self) -> bool:
-        """Take the oldest entry if that is a single notification for a plain function, and won't be replaced."""
+        """Take the oldest entry if it is one notification for a plain function, and can't be replaced."""
         entry = self.entries[0] if self.entries and not self.latest else None
         sub = self.subs.get(entry.channel) if type(entry) is Run else None
         if type(entry) is not Run or entry.stop - entry.start != 1 or sub is None or sub.awaits:
@@ -204,7 +204,7 @@ class Mailbox:
         return True
 
     def given(self) -> int:
-        """How many of the hand a stream's readers were given, and could decode; counted once."""
+        """Return how many of the hand a stream's readers took and could decode; 0 the second time."""
         places, self.places = self.places, None
         number = 0 if places is None or self.hand is None else self.hand.size - length_hint(places)
         failed = min(number, self.undecoded)
@@ -212,18 +212,18 @@ class Mailbox:
         return number - failed
 
     def put_back(self, rest: Entry) -> None:
-        """Have what of the hand was not handled stand before all that waits."""
+        """Put the part of the hand that was not handled in front of all that waits."""
         self.entries.appendleft(rest)
         self.waiting += rest.size
         self.taken -= rest.size
 
     def drop(self, count: int, until: datetime) -> dict[str, int]:
-        """Throw away the oldest `count` notifications that wait; returns how many of each channel.
+        """Throw away the oldest `count` notifications that wait; return the number for each channel.
 
-        A call of `on_listen` with the gap takes their place. Calls that stood among them come with it.
+        A call of `on_listen` with the gap takes their place. Calls that waited among them are kept.
         """
         gone: dict[str, int] = {}
-        calls: dict[tuple[str, bool], ListenCall] = {}  # of each channel a first one, and one with a gap
+        calls: dict[tuple[str, bool], ListenCall] = {}  # for each channel a first one, and one with a gap
         while self.entries and (count > 0 or isinstance(self.entries[0], ListenCall)):
             call, size = self._pop(count)
             channel = call.channel
@@ -240,7 +240,7 @@ class Mailbox:
         return gone
 
     def loss(self, channel: str, confirmed: datetime) -> tuple[datetime, list[ListenCall]]:
-        """Of what `purge` will throw away: the moment before which nothing was committed, and calls of `on_listen`.
+        """Return, of what `purge` will throw away, a time before all commits, and the calls of `on_listen`.
 
         Everything committed before `confirmed` has been received.
         """
@@ -251,7 +251,7 @@ class Mailbox:
         return min([confirmed, *(entry.since for entry in gone if isinstance(entry, Run))]), calls
 
     def purge(self, channel: str) -> None:
-        """Throw away all that waits on a channel, and void the hand."""
+        """Throw away all that waits on a channel, and void its hand."""
         self.latest.pop(channel, None)
         if self.sub is not None and self.hand is not None and self.hand.channel == channel:
             self.sub, self.held = None, 0

@@ -1,7 +1,7 @@
 """From batches to mailboxes: routes, full mailboxes, and the notifier's own events.
 
-A post never waits. It takes what fits every mailbox; the listener comes again with the rest when there is room, or
-when its patience has ended. Every method is called under the dispatcher's lock, unless it says otherwise.
+A post never waits. It takes what fits every mailbox. The listener posts the rest when there is room, or when its
+patience has ended. Every method runs under the state lock, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .patience import Patience
 from .states import IDLE, PAUSED, RUNNING
 from .turns import Turns
 
-ANNOUNCE_SECONDS = 1.0  # between two events that tell of one mailbox's overflow
-MAX_SLICE = 1000  # mailboxes that a post fills before it lets others have the lock
+ANNOUNCE_SECONDS = 1.0  # between two events `overflow` of one mailbox
+MAX_SLICE = 1000  # mailboxes that a post fills before it releases the lock for others
 LOOK_AGAIN = 0.02  # seconds after which the listener measures again how fast a full mailbox is emptied
 
 _channel = itemgetter(0)  # of a psycopg.Notify
@@ -33,7 +33,7 @@ Route = tuple[tuple[Mailbox, ...], tuple[Mailbox, ...]]  # mailboxes that want e
 
 
 class Posting:
-    """Every mailbox that something was put into is added to `turns`."""
+    """Puts notifications and events into mailboxes, and adds these to the queue `turns`."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns, self._boxes = turns, turns.boxes
@@ -49,14 +49,14 @@ class Posting:
         self._routes.pop(channel, None)
 
     def post(self, batch: Sequence[Any], since: datetime) -> tuple[int, float]:
-        """Put notifications into the mailboxes of those who are called for them. The listener thread, without a lock.
+        """Put notifications into their subscribers' mailboxes. The listener thread, without the lock.
 
-        Returns how many, and, if mailboxes have no room for the others, after how many seconds to try again at the
-        latest. Everything committed before `since` had been received before this batch.
+        Returns how many, and, if mailboxes have no room for the others, the seconds after which to try again at the
+        latest (else 0). Everything committed before `since` had been received before this batch.
         """
         turns, size, done = self._turns, len(batch), 0
         channels = list(map(_channel, batch))
-        one = size > 0 and channels.count(channels[0]) == size  # as it mostly is
+        one = size > 0 and channels.count(channels[0]) == size  # the usual case
         while done < size:
             channel = channels[done]
             end = size if one else done + 1
@@ -83,7 +83,7 @@ class Posting:
         return size, 0.0
 
     def resume(self) -> None:
-        """The listener comes again: account for its wait for room."""
+        """Charge the listener's wait for room to its patience, if a mailbox was slow, and end the wait."""
         moment = monotonic()
         slow = [b.rate.since is not None and b.rate.is_fast(moment, b.taken) is False for b in self.blocking]
         for box in self.blocking:
@@ -93,14 +93,14 @@ class Posting:
             self._patience.spend(moment - self._blocked_at, moment)
 
     def plan(self, channel: str, size: int) -> tuple[Route, int]:
-        """The mailboxes of a channel, and how many of `size` notifications they take now; room is made for those."""
+        """Return a channel's mailboxes, and how many of `size` notifications they take now; make room for those."""
         route = self._routes.get(channel)
         if route is None:
             route = self._routes[channel] = self._route(channel)
         full: list[tuple[Mailbox, int]] = []  # and how many notifications each would get, at most
         fit = size
         for box in route[0]:
-            if box.limit - box.waiting - box.held < size:  # looked at in any case, so that all are measured at once
+            if box.limit - box.waiting - box.held < size:  # for every full one, so that all are measured at once
                 fit = self._reduce(box, fit, size, full)
         for box in route[1]:
             if box.room < 1 and channel not in box.latest:
@@ -112,6 +112,7 @@ class Posting:
         return route, fit
 
     def _reduce(self, box: Mailbox, fit: int, wanted: int, full: list[tuple[Mailbox, int]]) -> int:
+        """Return how many of `fit` a full mailbox takes now; if it is too slow, all, and note it in `full`."""
         if box.has_room and box.room > 0:
             return min(fit, box.room)  # the rest may well fit next time
         moment = monotonic()
@@ -135,7 +136,7 @@ class Posting:
         return tuple(box for box in boxes if not box.subs[channel].latest), latest
 
     def run(self, route: Route, channel: str, notifications: Sequence[Any], since: datetime) -> Run:
-        """A run of these notifications, with a place for shared payloads if several subscribers get it."""
+        """Return a run of these notifications, with shared payloads if several subscribers get it."""
         size = len(notifications)
         if len(route[0]) + len(route[1]) > 1:
             return Run(channel, notifications, since, 0, size, [UNKNOWN] * size, allocate_lock())
@@ -147,14 +148,14 @@ class Posting:
         for box in boxes:
             box.entries.append(run)
             box.waiting += size
-            if box.state is IDLE or box.owner is not None:  # otherwise a worker will come to it
+            if box.state is IDLE or box.owner is not None:  # otherwise it is queued, or a worker has it
                 add(box)
         for box in latest:
             box.put_latest(run)
             add(box)
 
     def event(self, payload: dict[str, Any]) -> None:
-        """Put an event of the notifier's own before SYSCHAN's subscribers: pid 0. Any thread."""
+        """Put one of the notifier's own events into the mailboxes of SYSCHAN's subscribers. Any thread."""
         with self._turns.lock:
             everything, latest = self._route(SYSCHAN) if self._turns.running else ((), ())
             for box in (*everything, *latest):
@@ -164,16 +165,16 @@ class Posting:
         self._turns.wake()
 
     def halt(self, event: dict[str, Any] | None) -> None:
-        """The last event, if there is one; nothing else is posted from now on."""
+        """Post `event`, if given, as the last; nothing else is posted from now on."""
         self._routes.clear()
         self.blocking = []
         if event is not None:
             self.event(event)
 
     def announce(self, boxes: Iterable[Mailbox]) -> None:
-        """Log what these mailboxes lost, and tell SYSCHAN's subscribers. Without the lock.
+        """Log what these mailboxes lost, and send events `overflow`. Any thread, without the lock.
 
-        A mailbox has to have caught up, or to have been announced a second ago.
+        A mailbox is announced when it has caught up, or after `ANNOUNCE_SECONDS`.
         """
         told: list[tuple[Hashable, dict[str, int]]] = []
         moment = monotonic()
@@ -191,7 +192,7 @@ class Posting:
                     self.event({"event": "overflow", "id": id, "channel": channel, "dropped": number})
 
     def make_room(self, box: Mailbox, size: int) -> None:
-        """Throw away the oldest, no more than needed, and note what has to be announced."""
+        """Throw away the oldest notifications, no more than needed for `size`, and note them for `announce`."""
         for channel, number in box.drop(size - box.room, now()).items():
             self.dropped += number
             box.unannounced[channel] = box.unannounced.get(channel, 0) + number

@@ -1,4 +1,4 @@
-"""Who acts next on a mailbox: its states, and the table of steps, which `docs/internals.md` shows."""
+"""The states of a mailbox, and the table of steps, which `docs/internals.md` shows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """Who acts next on a mailbox."""
+    """The state of a mailbox: who acts on it next."""
 
     IDLE = "nothing waits"
     READY = "it stands in the queue for workers"

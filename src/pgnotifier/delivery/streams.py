@@ -1,6 +1,6 @@
-"""Streams: notifications to be taken instead of calls (guarantee 16).
+"""Streams: subscribers whose readers take notifications, instead of being called (guarantee 16).
 
-A stream is an executor whose readers take from its mailbox themselves, on their own threads or event loops.
+A stream is an executor. Its readers take from its mailbox on their own threads or event loops.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Puller(Bell):
-    """What the registry knows of a stream in place of it, for Python may collect that. Its id if it has no other."""
+    """Stands in the registry for a stream, so that Python can collect the stream. Its id if it has no other."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -38,24 +38,24 @@ class Puller(Bell):
         self.ring()
 
     def called(self, *_: object) -> None:
-        """Stands in the registry in place of callbacks; nothing calls it."""
+        """Stand in the registry in place of callbacks. Never called."""
 
 
-class Home(Protocol):
-    """The notifier, as its streams see it."""
+class StreamNotifier(Protocol):
+    """The methods of a notifier that its streams call."""
 
     def _delivery(self) -> tuple[Dispatcher, Calls]:
-        """What the mailbox is in, and what decodes; others in a forked child."""
+        """Return the dispatcher and the decoder of now; a forked child has others."""
 
     def _release(self, id: Hashable, puller: Puller) -> None:
         """Unsubscribe the stream, without waiting for the server. Any thread."""
 
     def _forget(self, id: Hashable, puller: Puller) -> None:
-        """The same, soon. In a finalizer: takes no lock."""
+        """Have the listener unsubscribe the stream soon. In a finalizer: takes no lock."""
 
 
 class _Hand:
-    """A run that has been taken out of the mailbox, and the places that no reader has had."""
+    """A run that was taken out of the mailbox, and the places in it that no reader has taken."""
 
     __slots__ = ("box", "calls", "dispatcher", "last", "places", "run")
 
@@ -66,21 +66,21 @@ class _Hand:
 
 
 class Pull:
-    """Takes events out of a stream's mailbox. Any number of threads and event loops."""
+    """Takes events out of a stream's mailbox, on any number of threads and event loops."""
 
-    def __init__(self, home: Home, id: Hashable, puller: Puller, channels: tuple[str, ...]) -> None:
-        self._home, self._id, self._puller, self._channels = home, id, puller, channels
+    def __init__(self, notifier: StreamNotifier, id: Hashable, puller: Puller, channels: tuple[str, ...]) -> None:
+        self._notifier, self._id, self._puller, self._channels = notifier, id, puller, channels
         self._hand: _Hand | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing comes any more: the stream is closed, or the notifier stopped."""
-        return self._puller.over or not self._home._delivery()[0].turns.running
+        """True if nothing comes any more: the stream is closed, or the notifier stopped."""
+        return self._puller.over or not self._notifier._delivery()[0].turns.running
 
     @property
     def has_news(self) -> bool:
-        """Whether something waits, as far as can be told without the lock."""
-        box = self._box(self._home._delivery()[0])
+        """True if something seems to wait. Takes no lock."""
+        box = self._box(self._notifier._delivery()[0])
         return box is not None and (bool(box.entries) or box.hand is not None)
 
     def _box(self, dispatcher: Dispatcher) -> Mailbox | None:
@@ -88,7 +88,7 @@ class Pull:
         return box if box is not None and box.owner is self._puller else None  # another may have the id by now
 
     def next(self) -> Event | None:
-        """The next event; None if nothing waits."""
+        """Return the next event; None if nothing waits. Any thread, without the lock."""
         while not self._puller.over:
             hand = self._hand
             place = None
@@ -102,8 +102,8 @@ class Pull:
                     if payload is FAILED:
                         continue
                 return tuple.__new__(Notification, (run.channel, payload, run.notifications[place][2]))
-            dispatcher, calls = self._home._delivery()
-            if dispatcher.lock._is_owned():  # by what a signal handler or finalizer has interrupted
+            dispatcher, calls = self._notifier._delivery()
+            if dispatcher.lock._is_owned():  # by code that a signal handler or finalizer has interrupted
                 return None
             with dispatcher.lock:
                 event = self._take(dispatcher, calls, hand)
@@ -114,7 +114,7 @@ class Pull:
         return None
 
     def _take(self, dispatcher: Dispatcher, calls: Calls, before: _Hand | None) -> Listening | None:
-        """Take the next run in hand, or return what is told by calls of `on_listen`. Under the lock."""
+        """Take the next run into the hand, or return the `Listening` of calls of `on_listen`. Under the lock."""
         if self._hand is not before:
             return None  # another reader was first
         if before is not None:
@@ -138,7 +138,7 @@ class Pull:
         return Listening(channels, tuple(call.gap for call in told if call.gap is not None))
 
     def _settle(self, hand: _Hand, place: int, failed: bool) -> None:
-        """After the last of a run end the turn; count a payload that can't be decoded. Without the lock."""
+        """End the turn after the last of a run; count a payload that can't be decoded. Without the lock."""
         dispatcher = hand.dispatcher
         if not dispatcher.lock._is_owned():  # otherwise `_take` ends it
             with dispatcher.lock:
@@ -148,7 +148,7 @@ class Pull:
             dispatcher.follow_up([hand.box])
 
     def _end(self, dispatcher: Dispatcher, hand: _Hand) -> None:
-        """Under the lock. What was read is kept alive no longer."""
+        """End the turn, and keep alive nothing that was read. Under the lock."""
         if hand.box.hand is hand.run:
             dispatcher.turns.end(hand.box)
         if self._hand is hand:
@@ -158,34 +158,35 @@ class Pull:
 class Stream(Keyed):
     """Notifications on some channels, to be taken. Made by `Notifier.listen`.
 
-    `for event in stream:`, or `get`, from any threads: each event goes to one of them. An event is a `Notification`
-    or `Listening`, which comes first, and again after each stretch in which some may have been missed. A payload is
-    decoded by the reader; one that can't be decoded is logged, reported as `decode_failed`, and skipped.
+    Read it with `for event in stream:` or `get`, on any threads: each event goes to one of them. An event is a
+    `Notification` or a `Listening`. `Listening` comes first, and again after each period in which notifications may
+    have been missed. The reader decodes a payload; one that can't be decoded is logged, reported as `decode_failed`,
+    and skipped.
 
-    A stream is a subscriber: `subscribers()` shows it, and it can be muted, by `id` or by itself. `max_pending`
-    notifications wait for its readers at most; then the oldest are dropped, and a `Listening` with the gap stands in
-    their place. `with` closes it, and so does Python when nothing refers to it any more.
+    A stream is a subscriber: `subscribers()` shows it, and it can be muted, by `id` or by itself. At most
+    `max_pending` notifications wait for its readers; beyond that the oldest are dropped, and a `Listening` with the
+    gap takes their place. `with` closes it, and so does Python when nothing refers to it any more.
     """
 
-    def __init__(self, home: Home, channels: tuple[str, ...], id: Hashable) -> None:
+    def __init__(self, notifier: StreamNotifier, channels: tuple[str, ...], id: Hashable) -> None:
         self.channels: tuple[str, ...] = channels
-        self._home = home
+        self._notifier = notifier
         self.bell: Puller = Puller(f"<stream of {', '.join(map(repr, channels))}>")
         self.key: Hashable = self.bell if id is None else id  # its id in the registry
-        self.pull: Pull = Pull(home, self.key, self.bell, channels)
+        self.pull: Pull = Pull(notifier, self.key, self.bell, channels)
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, or has none of its channels any more."""
+        """True if it was closed, or has none of its channels any more."""
         return self.bell.over
 
     @property
     def id(self) -> Hashable:
-        """What it is called in `subscribers()`: the id that was given, or the stream itself."""
+        """Its id in `subscribers()`: the id that was given, or the stream itself."""
         return self if self.key is self.bell else self.key
 
     def __eq__(self, other: object) -> bool:
-        return other is self or other is self.bell  # which stands in the registry, lest the stream stays alive
+        return other is self or other is self.bell  # the registry has the `bell`, which keeps no stream alive
 
     def __hash__(self) -> int:
         return hash(self.bell)
@@ -194,16 +195,16 @@ class Stream(Keyed):
         return f"{self.bell!r}{' (closed)' if self.closed else ''}"
 
     def get(self, timeout: float | None = None) -> Event:
-        """The next event. Waits for it, for `timeout` seconds at most.
+        """Return the next event; wait at most `timeout` seconds (None: no limit). Any thread.
 
-        Raises `TimeoutError`, and `StreamClosed` where nothing comes any more: the stream is closed, or the notifier
+        Raises `TimeoutError`, and `StreamClosed` if nothing comes any more: the stream is closed, or the notifier
         stopped. After `start()` events come again. In a signal handler it may raise `TimeoutError` at once.
         """
         pull, deadline = self.pull, None
         limit = inf if timeout is None else check_timeout(timeout)
         while (event := self.poll()) is None:
-            if self._home._delivery()[0].lock._is_owned():
-                raise TimeoutError(f"{self!r}: nothing can come where a signal handler interrupts the notifier")
+            if self._notifier._delivery()[0].lock._is_owned():
+                raise TimeoutError(f"{self!r}: a signal handler that interrupts the notifier can't wait for events")
             deadline = deadline or monotonic() + limit
             seconds = None if deadline == inf else deadline - monotonic()
             if not self.bell.wait_for(lambda: pull.has_news or pull.is_over, seconds):
@@ -211,7 +212,7 @@ class Stream(Keyed):
         return event
 
     def poll(self) -> Event | None:
-        """The next event, None if nothing waits. Raises `StreamClosed`."""
+        """Return the next event; None if nothing waits. Raises `StreamClosed`."""
         event = self.pull.next()
         if event is None and self.pull.is_over and (event := self.pull.next()) is None:  # else it came before the end
             raise self.over()
@@ -233,9 +234,9 @@ class Stream(Keyed):
             raise StopIteration from None
 
     def close(self) -> None:
-        """End it. Nothing comes from now on, and its readers' loops end. Does not wait for the server. Any thread."""
+        """Close the stream: nothing comes any more, and its readers' loops end. Any thread. Waits for nothing."""
         if not self.closed:
-            self._home._release(self.key, self.bell)
+            self._notifier._release(self.key, self.bell)
             self.bell.over = True
             self.bell.ring()
 
@@ -247,13 +248,13 @@ class Stream(Keyed):
 
     def __del__(self) -> None:
         if hasattr(self, "pull") and not self.closed:
-            self._home._forget(self.key, self.bell)
+            self._notifier._forget(self.key, self.bell)
 
     def subscription(self, latest: bool) -> Subscription:
-        """What the registry has of it."""
+        """Return its subscription, for the registry."""
         called = self.bell.called
         return Subscription(called, False, called, latest, pulled=self.bell)
 
     def closing(self, reg: Registry) -> Step:
-        """The step that ends it."""
+        """Return `reg` without the stream: a step."""
         return close_stream(reg, self.key, self.bell)

@@ -1,7 +1,7 @@
-"""The queue of mailboxes that are ready, and the one way in which a turn ends.
+"""The queue of ready mailboxes. A turn is the time in which an executor handles a mailbox's hand.
 
-A mailbox stands in the queue once, and is handled by one executor at a time, as `states.NEXT` says. Every method is
-called under the dispatcher's lock, unless it says otherwise.
+A mailbox stands in the queue once, and one executor at a time handles it, as `states.NEXT` says. Every method runs
+under the state lock, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .states import IDLE, PAUSED, PULLED, READY, RUNNING
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A worker between two turns: what has become of the last ones, and the lock that wakes it."""
+    """The state of a worker between turns: its mailboxes and results, and the lock that wakes it."""
 
     most: int = 1  # mailboxes that it takes at a time
     boxes: list[Mailbox] = field(default_factory=list)  # that it has
     box: Mailbox | None = None  # whose calls it makes now
-    delivered: int = 0  # calls that ended well
+    delivered: int = 0  # calls that returned
     waiter: Any = field(default_factory=allocate_lock)
 
     def __post_init__(self) -> None:
@@ -34,7 +34,7 @@ class Worker:
 
 
 class Turns:
-    """`delay(attempt)`: how many seconds a failed `on_listen` waits until it is called again."""
+    """Gives mailboxes to workers. `delay(attempt)`: seconds until a failed `on_listen` is called again."""
 
     def __init__(self, lock: Any, coverage: Coverage, delay: Callable[[int], float]) -> None:
         self.lock, self._coverage, self._delay = lock, coverage, delay
@@ -45,49 +45,49 @@ class Turns:
         self.idle: list[Any] = []  # for each idle worker the lock that wakes it
         self._queue: deque[Mailbox] = deque()
         self._paused: list[Mailbox] = []
-        self._noticed: deque[Owner] = deque()  # executors to be told that something came
+        self._noticed: deque[Owner] = deque()  # owners to be told that something came
 
     def add(self, box: Mailbox) -> None:
-        """Something was put into the mailbox: have it stand in the queue, or its owner hear of it."""
+        """Queue a mailbox that something was put into, or notify its owner."""
         if box.state is IDLE:
-            self._queue.append(box)  # first: an interrupted thread may leave it here twice, but never out of it
+            self._queue.append(box)  # first: Ctrl-C in between can queue it twice, but not lose it
             box.state = READY
         elif box.owner is not None:
             self.notice(box.owner)
 
     def notice(self, owner: Owner) -> None:
-        """Have it hear of what has come, when the lock is free."""
+        """Have `owner.notice()` called as soon as the lock is free."""
         if not self._noticed or self._noticed[-1] is not owner:
             self._noticed.append(owner)
 
     def resume(self, box: Mailbox) -> None:
-        """A failed on_listen is called again now, or not at all."""
+        """Queue a paused mailbox, whose failed `on_listen` is due again or was thrown away."""
         box.attempt = box.attempt if box.entries else 0
         self._paused.remove(box)
         self._queue.append(box)
         box.to(READY)
 
     def begin(self) -> None:
-        """Workers find work from now on; make good what an interrupted `stop` or change left behind."""
+        """Give workers work from now on. Repair what an interrupted `stop` or change left behind."""
         self.clear()
         self.running = True
         for box in self.boxes.values():
             box.waiting = sum(entry.size for entry in box.entries)
             box.latest = {name: run for name, run in box.latest.items() if any(run is entry for entry in box.entries)}
             if box.state in (IDLE, READY, PAUSED):
-                box.state = IDLE  # whatever it was: this is no transition
+                box.state = IDLE  # set directly: a repair is no transition
                 if box.entries:
                     self.add(box)
 
     def clear(self) -> None:
-        """Leave workers nothing to do: in a forked child, the only thread may be one."""
+        """Leave workers nothing to do. In a forked child, the only thread may be a worker."""
         self.running = False
         self._queue.clear()
         self._paused.clear()
 
     def wake(self) -> None:
-        """Wake as many idle workers as mailboxes are ready; all when they have to end. Without the lock."""
-        if self._noticed and not self.lock._is_owned():  # otherwise the next one sees to it
+        """Wake as many idle workers as mailboxes are ready, all if they have to end; without the lock, owners too."""
+        if self._noticed and not self.lock._is_owned():  # otherwise the next call does it
             noticed = deque[Owner]()
             try:
                 with self.lock:
@@ -96,22 +96,22 @@ class Turns:
                     noticed[0].notice()
                     noticed.popleft()
             finally:
-                self._noticed.extend(noticed)  # none, but after Ctrl-C
+                self._noticed.extend(noticed)  # none, except after Ctrl-C
         count = min(len(self._queue), len(self.idle)) if self.running else len(self.idle)
-        for waiter in reversed(tuple(self.idle)):  # they leave the list themselves: Ctrl-C here loses none
+        for waiter in reversed(tuple(self.idle)):  # workers leave the list themselves: Ctrl-C here loses none
             if count > 0:
                 count -= _release(waiter)
 
     def reclaim(self) -> None:
-        """Take mailboxes back from executors that can do nothing more. Without the lock."""
+        """Take mailboxes back from event loops that are closed. Without the lock."""
         for box in tuple(self.boxes.values()):
             if (owner := box.owner) is not None:
                 owner.notice()
 
     def exchange(self, worker: Worker) -> float | None:
-        """End the worker's turns, and give it the next ones; none if it has to end.
+        """End the worker's turns, and put the next ones into `worker.boxes`: none if it has to end.
 
-        Otherwise it becomes idle: returns after how many seconds it has to come again, -1 for never.
+        Returns None, or, if the worker becomes idle, the seconds after which it has to call again (-1: never).
         """
         if worker.waiter in self.idle:
             self.idle.remove(worker.waiter)
@@ -125,7 +125,7 @@ class Turns:
         return max(0.0, min(b.resume_at for b in self._paused) - monotonic()) if self._paused else -1.0
 
     def _take(self, most: int) -> list[Mailbox]:
-        """The mailboxes whose turn is next: several if each has a single call to make, else one."""
+        """Return the next mailboxes: several if each has a single call to make, else one."""
         if self._paused:
             moment = monotonic()
             for box in [b for b in self._paused if b.resume_at <= moment]:
@@ -137,7 +137,7 @@ class Turns:
                 continue
             if box.take_one():
                 if boxes:
-                    box.held = 1  # its call does not begin before the others have returned
+                    box.held = 1  # its call begins after the others have returned
             elif boxes:
                 self._queue.appendleft(box)
                 break
@@ -152,7 +152,7 @@ class Turns:
         return boxes
 
     def end(self, box: Mailbox) -> None:
-        """End the turn of a mailbox. What its executor left in `rest` is handled next.
+        """End the turn of a mailbox. The part of the hand that its executor left in `rest` comes next.
 
         A call of `on_listen` in `rest` failed, and is made again after a pause. If the hand is void, the call goes
         back to the coverage, or is made first if the subscription is covered again.
@@ -190,7 +190,7 @@ class Turns:
         box.to(PAUSED)
         self._paused.append(box)
         if self.idle:
-            _release(self.idle[-1])  # a worker has to wait no longer than until then
+            _release(self.idle[-1])  # so that it waits no longer than until then
 
     def forget(self, box: Mailbox) -> None:
         """Delete the mailbox of an id that is not subscribed to anything."""
@@ -199,7 +199,7 @@ class Turns:
 
 
 def _release(waiter: Any) -> bool:
-    """Wake the worker that waits with this lock; False if it is awake already."""
+    """Wake the worker that waits with this lock; return False if it is awake already. Any thread."""
     try:
         waiter.release()
     except RuntimeError:

@@ -1,6 +1,6 @@
-"""The worker threads: the only caller of plain callbacks and of a plain `on_listen` (guarantee 8).
+"""The worker threads: the only callers of plain callbacks and of a plain `on_listen` (guarantee 8).
 
-Every function here runs on a worker, without the dispatcher's lock, unless it says otherwise.
+Every function here runs on a worker, without the state lock, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ..registry import Subscription
     from .dispatcher import Dispatcher
 
-MAX_TURNS = 32  # mailboxes that a worker takes at a time, if it is the only one: a slow call holds up the others
+MAX_TURNS = 32  # mailboxes that a single worker takes at a time; of several each takes one, as calls may be slow
 QUICK, SLOW = 0.002, 0.010  # seconds that one turn should take: more notifications at a time below, fewer above
 
 
 class Workers:
-    """`count` threads between `start` and the dispatcher's `halt`. `fatal()` stops the notifier."""
+    """`count` threads from `start` until the dispatcher's `halt`. `fatal()` stops the notifier."""
 
     def __init__(
         self, count: int, dispatcher: Dispatcher, decode: Callable[[str], Any], fatal: Callable[[], None]
@@ -38,7 +38,7 @@ class Workers:
         self._alive: dict[int, threading.Thread] = {}  # by number
 
     def start(self) -> None:
-        """Have all of them run; those that are still in a call from before go on. Any thread."""
+        """Start all threads. Those that are still in a call from before go on. Any thread."""
         for number in range(1, self._count + 1):
             with self._dispatcher.lock:
                 if number in self._alive:
@@ -54,18 +54,18 @@ class Workers:
 
     @property
     def ended(self) -> bool:
-        """Whether no worker is left, and no call is under way on an event loop. Any thread."""
+        """True if no worker is left, and no call is under way on an event loop. Any thread."""
         return not self._alive and not busy(tuple(self._dispatcher.boxes.values()))
 
     @property
     def missing(self) -> int:
-        """How many of the threads that should run do not. Any thread."""
+        """The number of threads that should run and do not. Any thread."""
         return self._count - sum(thread.is_alive() for thread in tuple(self._alive.values()))
 
     def has_caller(self) -> bool:
-        """Whether the current thread is a worker, or runs an event loop that makes calls or is about to.
+        """Return True if the current thread is a worker, or runs an event loop that makes calls or is about to.
 
-        A thread that has the context of a call counts as the call, which may be waiting for it.
+        A thread with the context of a call counts as that call, which may be waiting for it. Any thread.
         """
         if threading.current_thread() in self._alive.values() or self._dispatcher in calling.get(()):
             return True
@@ -92,20 +92,20 @@ class Workers:
                         worker.delivered += self._call(box, hand, sub)
                     else:
                         self._turn(worker, box, hand, sub)
-                except BaseException as error:  # none of user code's, which is guarded
-                    log(CRITICAL, "a worker met what it did not expect", error=error)
+                except BaseException as error:  # not from user code, whose errors are caught
+                    log(CRITICAL, "an unexpected error in a worker, which goes on", error=error)
             seconds = (perf_counter() - began) / count
             if seconds > SLOW:
                 box.turn = max(1, box.turn // 2)
             elif seconds < QUICK and box.turn < MAX_TURN:
                 box.turn = min(MAX_TURN, box.turn * 2)
             worker.box = None
-            del box, hand, sub  # they would be kept alive while the worker waits
+            del box, hand, sub  # a waiting worker keeps nothing alive
         self.calls.callers.discard(worker)
         dispatcher.turns.bell.ring()
 
     def _turn(self, worker: Worker, box: Mailbox, hand: Entry | None, sub: Subscription | None) -> None:
-        """Anything else than calls of a plain function."""
+        """Handle a hand that is void, for an event loop, or a call of `on_listen`."""
         if hand is None or sub is None:
             box.rest = hand  # void
         elif awaits(sub, hand):
@@ -115,7 +115,7 @@ class Workers:
             self._listen(box, hand, sub)
 
     def _call(self, box: Mailbox, run: Run, subscription: Subscription) -> int:
-        """Call the subscriber for each notification in hand; returns how many calls ended well."""
+        """Call the subscriber for each notification in hand; return how many calls returned."""
         sub: Subscription | None = subscription
         calls, id, channel = self.calls, box.id, run.channel
         notifications, payloads = run.notifications, run.payloads
@@ -154,7 +154,7 @@ class Workers:
         return delivered
 
     def _listen(self, box: Mailbox, call: ListenCall, sub: Subscription) -> None:
-        """Call `on_listen`; if it fails, the call is left for later."""
+        """Call `on_listen`; if it fails, leave the call in `rest` for later."""
         box.began = monotonic()
         try:
             if sub.on_listen is not None:

@@ -1,4 +1,4 @@
-"""Notifications that survive: a table of entries, and consumers that are given all of them (guarantee 18)."""
+"""Notifications that survive: a table of entries, and consumers that get all of them (guarantee 18)."""
 
 from .aio import AsyncConsumer
 from .consumer import Consumer, ConsumerStatus

@@ -27,18 +27,18 @@ class AsyncConsumer:
         await self.stop()
 
     def status(self) -> ConsumerStatus:
-        """As `Consumer.status`."""
+        """Return its state and counters, as `Consumer.status`."""
         return self._consumer.status()
 
     async def stop(self, timeout: float = 10.0) -> None:
-        """As `Consumer.stop`; also if the task is cancelled."""
+        """Stop as `Consumer.stop`, also if the task is cancelled."""
         call = Call(lambda: self._consumer.stop(timeout))
         call.begin()
         await call.wait()
 
 
-async def consume_soon(consume: Callable[[], Consumer]) -> AsyncConsumer:
-    """Have a thread call `consume()`. If the task is cancelled, the consumer that it makes is stopped."""
+async def consume_on_a_thread(consume: Callable[[], Consumer]) -> AsyncConsumer:
+    """Call `consume()` on a thread. If the task is cancelled, stop the consumer that it makes."""
     made: list[Consumer] = []
 
     def make() -> None:

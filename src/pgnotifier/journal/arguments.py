@@ -1,4 +1,4 @@
-"""Checks of what users pass to a journal. Pure."""
+"""Checks of users' arguments to a journal. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_consumer(name: object, start: object, batch: object, on_error: object)
 
 
 def loop_for(fn: Callable[..., Any], on_gap: Callable[..., Any] | None) -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs here, if `fn` is a coroutine function. Raises `TypeError`."""
+    """Return the event loop that runs here, if `fn` is a coroutine function, else None. Raises `TypeError`."""
     check_callback("fn", fn, ("entry", "conn"))
     if on_gap is not None:
         check_callback("on_gap", on_gap, ("name", "channel", "gap"))

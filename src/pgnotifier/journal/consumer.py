@@ -1,4 +1,4 @@
-"""Consumers: the thread that waits for the name to be free, and then for what is published (guarantee 18)."""
+"""Consumers: a thread that waits until its name is free, then for published entries (guarantee 18)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .work import CallFailed
 
 CHANNEL = "pgnotifier_journal"  # on which the trigger of the table wakes consumers
 TRIM_EVERY = 60.0  # seconds
-TRIM_STEPS = 20  # at a time
+TRIM_STEPS = 20  # transactions, each time
 SERVER_SECONDS = 1.0  # that `stop` waits for the server
-BUSY = 0.05  # seconds until a position that somebody has locked is looked at again
+BUSY = 0.05  # seconds until a position that another session has locked is read again
 
 
 class ConsumerStatus(TypedDict):
-    """`Consumer.status()`. `active`: of the processes of that name, it is this one that consumes."""
+    """`Consumer.status()`. `active`: this process, of those of the name, consumes now."""
 
     name: str
     running: bool
@@ -43,7 +43,7 @@ class ConsumerStatus(TypedDict):
 class Consumer:
     """Calls back for the entries of some channels, by name. Made by `Journal.consume`; runs until `stop()`.
 
-    It ends with its notifier too. `with` stops it at the end of the block.
+    It also ends with its notifier. `with` stops it at the end of the block. Any thread may call its methods.
     """
 
     def __init__(self, seam: Seam, order: Order) -> None:
@@ -68,11 +68,11 @@ class Consumer:
         self.stop()
 
     def start(self) -> None:
-        """Begin; `Journal.consume` does it."""
+        """Start the consumer's thread. `Journal.consume` calls it."""
         threads.start(self._thread)
 
     def status(self) -> ConsumerStatus:
-        """What it has done since it was made, as a plain dict."""
+        """Return its state, and counters since it was made, as a plain dict. Never blocks."""
         rounds = self._rounds
         return {
             "name": self._order.name,
@@ -85,10 +85,10 @@ class Consumer:
         }
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End it after the entry under way, keep what was delivered, and let another process have the name.
+        """End the consumer after its present entry, keep its progress, and free the name for another process.
 
-        A callback that takes longer than `timeout` seconds loses its connection, so its entry comes again. Called in
-        a callback, or on the event loop that runs its callbacks, it does not wait. A no-op on a stopped consumer.
+        A callback that takes longer than `timeout` seconds loses its connection, so its entry comes again. In a
+        callback, or on the event loop that runs its callbacks, `stop` does not wait. A second call does nothing.
         """
         self._stopping = True
         self._stream.close()
@@ -102,10 +102,10 @@ class Consumer:
         if (session := self._session) is not None:
             session.interrupt()
             threads.join(self._thread, SERVER_SECONDS)
-            self._lease.stop_renewing()  # a callback that does not return keeps the name from nobody
+            self._lease.stop_renewing()  # so that a callback which never returns does not keep the name
 
     def _forked(self) -> None:
-        """In a forked child: stopped, without touching the parent's session."""
+        """Stop in a forked child, without touching the parent's session."""
         session, self._session = self._session, None
         self._stopping, self._token = True, CancelToken()
         if session is not None:
@@ -117,13 +117,13 @@ class Consumer:
         return self._stopping or not self._seam.notifier.is_running()
 
     def _pause(self, seconds: float) -> None:
-        """Wait, whatever is published meanwhile. Raises `StreamClosed` at the end."""
+        """Wait for `seconds`, whatever is published meanwhile. Raises `StreamClosed` at the end."""
         deadline = monotonic() + seconds
         while (left := deadline - monotonic()) > 0:
             self._await_news(left)
 
     def _await_news(self, seconds: float) -> None:
-        """Wait until something is published, or listening goes on after a loss; for `seconds` at most."""
+        """Wait at most `seconds` until something is published, or listening goes on after a loss."""
         try:
             self._stream.get(seconds)
         except TimeoutError:
@@ -159,7 +159,7 @@ class Consumer:
             self._rounds.last_error = str(error)
             log(ERROR, "consumer %r ends: %s", self._order.name, error)
         except BaseException as error:
-            log(CRITICAL, "consumer %r met %s: stopping", self._order.name, type(error).__name__)
+            log(CRITICAL, "consumer %r raised %s: stopping the notifier", self._order.name, type(error).__name__)
             self._seam.notifier.stop(0)
         finally:
             self._session = None
@@ -167,7 +167,7 @@ class Consumer:
             self._token.cancel()
 
     def _serve(self, session: Session) -> None:
-        """Wait until the name is free, and consume, again and again."""
+        """Wait until the name is free, then consume; repeat until the end."""
         order = self._order
         while not self._is_ending():
             upkeep.prepare(session, order.schema)
@@ -187,7 +187,7 @@ class Consumer:
                 self._pause(2 * POLL)
 
     def _lead(self, session: Session) -> None:
-        """Consume until the lease, or the list of channels, is another process's."""
+        """Consume until another process has the lease, or has changed the list of channels."""
         schema, name, channels = self._order.schema, self._order.name, self._order.channels
         upkeep.register(session, schema, name, channels)
         session.run(upkeep.prune(schema, name, channels))
@@ -216,7 +216,7 @@ class Consumer:
                 self._await_news(max(0.0, self._trim_at - monotonic()))
 
     def _trim(self, session: Session) -> None:
-        """Look at some of the entries that are old, and go on there the next time."""
+        """Delete some of the old entries; the next call goes on after them."""
         schema, self._trim_at = self._order.schema, monotonic() + TRIM_EVERY
         try:
             keep = session.run(upkeep.state(schema)).keep
@@ -226,7 +226,7 @@ class Consumer:
                 self._trim_after = step.after if step.more else 0
                 if not step.more or self._is_ending():
                     break
-        except psycopg.Error as error:  # which no entry is to blame for
+        except psycopg.Error as error:  # no fault of an entry
             if session.is_broken:
                 raise
             log(WARNING, "consumer %r cannot trim the journal: %s", self._order.name, describe(error))

@@ -1,4 +1,4 @@
-"""Journal: the tables, publishing, and who consumes (guarantee 18)."""
+"""Journal: its tables, publishing, and its consumers (guarantee 18). Runs on the caller's thread, without a lock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..notifier import Notifier
 from ..types import Channels, DbConf
 from ..validation import check_channel, check_channels, check_dbconf
 from . import upkeep
-from .aio import AsyncConsumer, consume_soon
+from .aio import AsyncConsumer, consume_on_a_thread
 from .arguments import check_age, check_consumer, loop_for
 from .consumer import CHANNEL, Consumer
 from .pool import Pool
@@ -34,21 +34,21 @@ from .work import Statement, statement
 
 VERSION = 1  # of the tables
 KEEP = timedelta(days=7)
-SAME_DATABASE_SECONDS = 5.0  # for the notifier to hear a notification
+SAME_DATABASE_SECONDS = 5.0  # for a notification to reach the notifier
 
 
 class Journal:
-    """Notifications that survive: a table, what is published in it, and consumers that are given all of it.
+    """Notifications that survive: entries published in a table, and consumers that get all of them.
 
-    - `dbconf`: as of `Notifier`, for connections of the journal's own.
-    - `schema`: where its tables are.
+    - `dbconf`: as of `Notifier`, for the journal's own connections.
+    - `schema`: the schema of its tables.
 
     Every method may be called from any thread. `with` closes idle connections at the end of the block.
     """
 
     def __init__(self, dbconf: DbConf = "", schema: str = "pgnotifier") -> None:
         self._dbconf = check_dbconf(dbconf)
-        self._schema: str = check_channel(schema)  # the same limits
+        self._schema: str = check_channel(schema)  # schemas have the same limits
         self._pool = Pool(self._dbconf, self._schema)
 
     def __repr__(self) -> str:
@@ -61,13 +61,13 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close idle connections. The journal can be used again."""
+        """Close idle connections. The journal can still be used."""
         self._pool.close()
 
     # -- the tables -----------------------------------------------------------------------------------------
 
     def sql(self, keep: timedelta | None = KEEP) -> str:
-        """The SQL that `install` runs, to be read, or to be run by a migration."""
+        """Return the SQL that `install` runs, to read it or to run it in a migration."""
         text = (files(__package__) / "journal.sql").read_text(encoding="utf-8")
         names = {
             "schema": Identifier(self._schema),
@@ -83,10 +83,10 @@ class Journal:
         return re.sub(r"\$\$|\{\w+\}", lambda match: found[match[0]], text)
 
     def install(self, keep: timedelta | None = KEEP) -> None:
-        """Make the tables and functions, or bring them up to date. It can be called again, by several at a time.
+        """Make the tables and functions, or update them. It can be called again, by several processes at a time.
 
-        `keep`: how long entries stay that every consumer has had; None keeps them for ever. The value of the latest
-        call counts. Raises `psycopg.Error`; nothing has changed then.
+        `keep`: how long entries stay that every consumer has had; None keeps them for ever. The latest call sets it.
+        Raises `psycopg.Error`; nothing has changed then.
         """
         sql = self.sql(keep)
         with Session(self._dbconf, CancelToken()) as session:
@@ -98,11 +98,11 @@ class Journal:
     @overload
     def publish(self, channel: str, payload: object, conn: psycopg.AsyncConnection[Any]) -> Awaitable[int]: ...
     def publish(self, channel: str, payload: object = "", conn: Any = None) -> int | Awaitable[int]:
-        """Write an entry, of any size, and return its id. A str goes as it is, anything else through `encode`.
+        """Write an entry, of any size, and return its id. A str is written as it is, anything else through `encode`.
 
-        With `conn` it is written in that connection's transaction: it exists when and only when that commits. With an
-        `AsyncConnection` this is to be awaited. Without one it is committed when this returns. Raises
-        `InvalidChannel`, `TypeError`, `ValueError` and `psycopg.Error`.
+        With `conn` it is written in that connection's transaction, and exists if and when that commits. With an
+        `AsyncConnection`, await the result. Without `conn` it is committed when this returns. Raises
+        `InvalidChannel`, `TypeError`, `ValueError` and `psycopg.Error`; nothing is written then.
         """
         name, text = check_channel(channel), payload_text(payload)
         query = statement(self._schema, "select {s}.publish(%(name)s, %(text)s)", name=name, text=text)
@@ -154,21 +154,22 @@ class Journal:
         on_gap: OnGap | None = None,
         on_error: OnError = "retry",
     ) -> Consumer | Awaitable[AsyncConsumer]:
-        """Have `fn(entry, conn)` called for every entry of `channels` that this name has not had, one at a time.
+        """Call `fn(entry, conn)` for every entry of `channels` that this name has not had, one at a time.
 
-        When this returns, the position is stored: what commits later is delivered, whoever runs then. With an
-        `AsyncNotifier` it is to be awaited, and gives an `AsyncConsumer`.
+        When this returns, the position is stored: entries that commit later are delivered, also to a later process of
+        this name. With an `AsyncNotifier`, await the result, an `AsyncConsumer`.
 
-        - `fn`: runs in the consumer's thread; an `async def` on the event loop that runs here. `conn` is in the
-          transaction in which the position moves: what `fn` writes there happens exactly once, everything else at
-          least once. It must neither commit nor roll back.
-        - `start`: for a new name, what commits from now on, or `"beginning"`: also what is there.
-        - `batch`: how many entries a transaction has at most.
-        - `on_gap(name, channel, gap)`: what was lost, with the reason `"trimmed"`, `"restored"` or `"channels"`.
-        - `on_error`: `"retry"` tries an entry for ever, `"skip"` five times; `on_error(entry, error, tries)` returns
-          whether to skip it.
+        - `fn`: runs on the consumer's thread; an `async def` on the event loop that runs here. `conn` is in the
+          transaction that moves the position: what `fn` writes there happens exactly once, everything else at least
+          once. `fn` must neither commit nor roll back.
+        - `start`: a new name gets entries that commit from now on, or, with `"beginning"`, also those that exist.
+        - `batch`: greatest number of entries in a transaction.
+        - `on_gap(name, channel, gap)`: called for lost entries. The reason is `"trimmed"`, `"restored"` or
+          `"channels"`.
+        - `on_error`: `"retry"` tries an entry without limit, `"skip"` five times; `on_error(entry, error, tries)`
+          returns True to skip it.
 
-        Of the processes of one name one is active. Raises `ValueError` for a notifier that is not connected to this
+        One process of a name is active at a time. Raises `ValueError` for a notifier that is not connected to this
         database or has a consumer of that name, `TypeError` for bad arguments, and `psycopg.Error`.
         """
         names = sorted(set(check_channels(channels)), key=str.encode)
@@ -178,7 +179,7 @@ class Journal:
         loop = loop_for(fn, on_gap)
         order = Order(self._dbconf, self._schema, name, names, fn, on_gap, on_error, batch, loop)
         if isinstance(notifier, AsyncNotifier):
-            return consume_soon(lambda: self._consume(Seam(notifier), order, start == "beginning"))
+            return consume_on_a_thread(lambda: self._consume(Seam(notifier), order, start == "beginning"))
         return self._consume(Seam(notifier), order, start == "beginning")
 
     def _consume(self, seam: Seam, order: Order, beginning: bool) -> Consumer:
@@ -196,7 +197,7 @@ class Journal:
 
     @staticmethod
     def _check_same_database(seam: Seam, session: Session) -> None:
-        """The notifier hears what is notified here."""
+        """Raise `ValueError` unless the notifier hears notifications from this session."""
         token = uuid4().hex
         if not seam.notifier.is_running():
             raise ValueError("the notifier is stopped: start it before a consumer")
@@ -215,9 +216,9 @@ class Journal:
     def tail(
         self, notifier: Notifier, channels: Channels, start: Literal["now", "beginning"] = "now"
     ) -> Iterator[Entry]:
-        """Entries as they are committed, for looking on: no position is stored, and payloads stay texts.
+        """Yield entries as they are committed, without storing a position. Payloads stay texts.
 
-        What is trimmed before it was read is left out. Ends with the notifier. Raises as `consume`.
+        Entries that are trimmed before they are read are left out. Ends with the notifier. Raises as `consume`.
         """
         seam, names, since = Seam(notifier), sorted(check_channels(channels)), NOTHING
         with self._pool.session() as session:
@@ -235,9 +236,9 @@ class Journal:
     # -- upkeep ---------------------------------------------------------------------------------------------
 
     def trim(self, older_than: timedelta, evict: bool = False) -> int:
-        """Delete entries older than that which every consumer has had; return how many.
+        """Delete entries older than `older_than` that every consumer has had; return how many.
 
-        With `evict` whoever has not: those consumers are told by a gap, with the count.
+        `evict=True` also deletes entries that a consumer has not had, and reports their number to it with a gap.
         """
         age = check_age("older_than", older_than)
         deleted = after = 0
@@ -251,19 +252,19 @@ class Journal:
                     return deleted
 
     def remove(self, name: str) -> bool:
-        """Forget a consumer that has retired; whether there was one. If it runs, it ends."""
+        """Forget a retired consumer; return False if there was none. If it runs, it ends."""
         with self._pool.session() as session:
             return bool(session.ask(statement(self._schema, upkeep.REMOVE, name=name)))
 
     def status(self) -> dict[str, Any]:
-        """What stands in the journal, as a plain dict, and what holds it back.
+        """Return the state of the journal and its consumers, as a plain dict.
 
         `version`, `keep` (a timedelta or None), `restored` (into another cluster), `entries`, `bytes`, `oldest` and
         `newest` (aware datetimes or None), `oldest_transaction` (None, or the one that has been open longest, with
         `pid`, `database`, `user`, `application_name`, `state` and `seconds`), and `consumers`: for each `name`,
         `channels`, `active`, `pid`, `lag` (entries), `lag_seconds` (since the oldest of them was written),
-        `held` (entries older than `keep` that it has not had), `moved` (when it last went on) and `gaps` (the reasons
-        of those it is still to be told of).
+        `held` (entries older than `keep` that it has not had), `moved` (when its position last moved) and `gaps` (the
+        reasons of gaps that wait for it).
         """
         with self._pool.session() as session:
             return session.run(upkeep.status(self._schema, self._table))

@@ -2,8 +2,8 @@
 --
 -- Grants: `usage` on the schema, and for a role that publishes `insert (channel, payload)` on table journal; for a role
 -- that consumes all on all tables of the schema. A role that attaches publish_changes() needs `execute` on it; one that
--- writes such a table needs nothing. Nothing depends on a search_path: neither that of whoever runs this, nor that of
--- whoever publishes.
+-- writes such a table needs nothing. Nothing depends on the search_path, neither of the role that runs this file nor of
+-- one that publishes.
 begin isolation level read committed read write;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
@@ -15,7 +15,7 @@ do $$ begin
     end if;
 end $$;
 
--- One row: the version of this file, how long entries are kept, and the cluster whose transactions they are of.
+-- One row: the version of this file, how long entries are kept, and the cluster whose transaction ids they hold.
 create table if not exists {schema}.meta (
     one boolean primary key default true check (one),
     version integer not null,
@@ -58,7 +58,7 @@ create table if not exists {schema}.consumer_channel (
     primary key (consumer, channel)
 );
 
--- Who of the processes of that name is active: its session, and until when nobody else may be.
+-- The active process of a name: its session, and until when no other may become active.
 create table if not exists {schema}.lease (
     consumer text primary key references {schema}.consumer on delete cascade,
     holder uuid not null,
@@ -77,7 +77,7 @@ create table if not exists {schema}.gap (
     primary key (consumer, channel, reason)
 );
 
--- What consumers have not had.
+-- Entries that consumers have not had.
 create or replace view {schema}.owed as
     select e.id, e.channel, e.at, c.name
     from {schema}.journal e
@@ -89,7 +89,7 @@ create or replace view {schema}.owed as
         or (c.upto is not null and e.id <= c.done and pg_catalog.pg_visible_in_snapshot(e.xid, c.upto)));
 
 -- The next entries of a slice for a consumer: at most that many, and no more once they have so many bytes.
--- It reads in order of id, whatever the planner knows of the table: at first that is nothing.
+-- It reads in order of id, although the planner knows nothing of a new table.
 create or replace function {schema}.slice(
     consumer text, since pg_snapshot, upto pg_snapshot, done bigint, last bigint, most bigint, bytes bigint)
     returns table (id bigint, channel text, payload text, at timestamptz) language sql stable
@@ -119,7 +119,7 @@ begin
     return found;
 end $$;
 
--- Wakes consumers. Many statements of a transaction make one notification, for the payload is always the same.
+-- Wakes consumers. Many statements of a transaction make one notification, because the payload is always the same.
 create or replace function {schema}.wake() returns trigger language plpgsql
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -127,7 +127,7 @@ begin
     return null;
 end $$;
 
--- Both lock the table against inserts, also if there is nothing to do: only once.
+-- Both lock the table against inserts, also if there is nothing to do, so they run once only.
 do $$ begin
     if not exists (select from pg_catalog.pg_trigger where tgrelid = {journal_text}::regclass and tgname = 'wake') then
         create index journal_xid on {schema}.journal (xid);

@@ -1,4 +1,4 @@
-"""Which of the processes of one name is active (guarantee 18): a lease, renewed from a connection of its own."""
+"""The lease by which one process of a name is active (guarantee 18), renewed on a separate connection."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .work import statement
 
 SECONDS = 6.0  # of a lease, by the server's clock
 RENEW = 2.0  # seconds between two renewals
-POLL = 1.0  # seconds between two looks of a process that waits
+POLL = 1.0  # seconds between two attempts of a process that waits
 
-# Takes a lease that has expired or is this holder's, and returns whose session had it before, unless that has given
-# it back. A lease that ends too far ahead counts as expired: the server's clock has been set back.
+# Takes a lease that has expired or is this holder's, and returns the session that had it, unless that has given it
+# back. A lease that ends too far ahead counts as expired: the server's clock has been set back.
 TAKE = """
     with taken as (
         insert into {s}.lease (consumer, holder, pid, began, expires)
@@ -35,7 +35,7 @@ TAKE = """
         returning 1)
     select l.pid, l.began from taken left join {s}.lease l on l.consumer = %(name)s and l.expires > '-infinity'"""
 
-# It may hold the position's row: of a frozen process, or of a host that has vanished.
+# The session of a frozen process, or of a host that has vanished, may have locked the position.
 END = """
     select pg_catalog.pg_terminate_backend(pid, 3000) from pg_catalog.pg_stat_activity
     where pid = %(pid)s and backend_start = %(began)s and pid <> pg_catalog.pg_backend_pid()"""
@@ -49,25 +49,25 @@ GIVE_BACK = """
 
 
 class Lease:
-    """One consumer's, in one process."""
+    """The lease of one consumer in one process. The consumer's thread takes it, a second thread renews it."""
 
     def __init__(self, dbconf: DbConf, token: CancelToken, schema: str, name: str) -> None:
         self._dbconf, self._token, self._schema, self._name = dbconf, token, schema, name
         self.holder: str = str(uuid4())
-        self.is_held: bool = False  # as far as is known here
+        self.is_held: bool = False  # as far as this process knows
         self._renewer: threading.Thread | None = None
         self._session: Session | None = None  # the renewer's
         self._end: SimpleQueue[None] = SimpleQueue()  # unlike an Event, it may be used in signal handlers
 
     def take(self, session: Session) -> bool:
-        """Take it if it is free, end the session that had it, and begin to renew it. Whether it was free."""
+        """Take the lease if it is free, end the session that had it, and begin to renew it; return True if it was."""
         parameters = {"name": self._name, "holder": self.holder, "seconds": SECONDS}
         rows = session.ask(statement(self._schema, TAKE, **parameters))
         if not rows:
             return False
         pid, began = rows[0]
         if pid is not None:
-            with suppress(psycopg.errors.InsufficientPrivilege):  # another role's: the row's lock decides then
+            with suppress(psycopg.errors.InsufficientPrivilege):  # of another role: the position's lock decides
                 session.ask(statement(self._schema, END, pid=pid, began=began))
         self._end = SimpleQueue()
         self.is_held = True
@@ -76,7 +76,7 @@ class Lease:
         return True
 
     def give_back(self, session: Session) -> None:
-        """Let another process have it at once."""
+        """Free the lease for another process at once."""
         self.stop_renewing()
         if not session.is_broken:
             session.ask(statement(self._schema, GIVE_BACK, name=self._name, holder=self.holder))
@@ -91,7 +91,7 @@ class Lease:
             threads.join(renewer, RENEW / 2)
 
     def _renew(self) -> None:
-        """In a thread of its own. Ends when another process has the lease."""
+        """Renew the lease until another process has it. On a thread of its own."""
         end = self._end
         query = statement(self._schema, EXTEND, name=self._name, holder=self.holder, seconds=SECONDS)
         while not self._token.cancelled:

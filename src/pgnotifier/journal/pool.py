@@ -1,4 +1,4 @@
-"""The connections on which a journal publishes, registers and looks: a few idle ones are kept for the next call."""
+"""The connections on which a journal publishes, registers and reads: a few idle ones are kept for the next call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction, psyc
 
 
 class Pool:
-    """Any thread."""
+    """Keeps idle sessions. Any thread; no lock."""
 
     def __init__(self, dbconf: DbConf, schema: str) -> None:
         self._dbconf, self._schema = dbconf, schema
@@ -26,7 +26,7 @@ class Pool:
         lifecycle.watch_forks(self)
 
     def _forked(self) -> None:
-        """In a forked child: the parent's connections are not ours. psycopg leaves them open."""
+        """Forget the parent's connections in a forked child. psycopg leaves them open."""
         self._idle = deque()
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class Pool:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """An idle connection or a new one; kept if the work has gone well. Explains tables that are not there."""
+        """Lend an idle session or a new one; keep it if the work succeeds. Explains missing tables."""
         session = self._take() or Session(self._dbconf, CancelToken())
         try:
             yield session
@@ -53,7 +53,7 @@ class Pool:
             session.close()
 
     def _take(self) -> Session | None:
-        """An idle connection that the server has not ended."""
+        """Return an idle session that the server has not ended, or None."""
         while (session := self._pop()) is not None:
             assert isinstance(session.conn, psycopg.Connection)
             if not ended(session.conn):

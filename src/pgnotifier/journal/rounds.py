@@ -1,4 +1,4 @@
-"""One round of a consumer after the other: what is new, a batch of it, and what happens when a callback fails."""
+"""The rounds of a consumer: find new entries, deliver a batch of them, and handle failing callbacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OnError = Literal["retry", "skip"] | Callable[[Entry, BaseException, int], bool]
 
 @dataclass(frozen=True)
 class Order:
-    """What a consumer was made with. With `loop`, `fn` is a coroutine function."""
+    """The arguments of a consumer. With `loop`, `fn` is a coroutine function."""
 
     dbconf: DbConf = field(repr=False)  # it may hold a password
     schema: str
@@ -43,15 +43,15 @@ class Order:
 
 
 class Rounds:
-    """In the consumer's thread. The counters are read by others."""
+    """Runs on the consumer's thread, without a lock. Other threads read the counters."""
 
     def __init__(self, seam: Seam, order: Order, holder: str, stopping: Callable[[], bool]) -> None:
         self._seam, self._order = seam, order
         self._turn = Turn(order.schema, order.name, holder, order.channels, self._call, self._tell, stopping)
-        self._decoded: Entry | None = None  # the latest that was called for
-        self._tries: dict[int, int] = {}  # by id; 0 is a gap
+        self._decoded: Entry | None = None  # the latest entry that `fn` was called for
+        self._tries: dict[int, int] = {}  # by entry id; 0 is a gap
         self._alone_until = 0  # entries up to this id have a transaction each
-        self._slice: tuple[Position, Position] | None = None  # the latest, and the position before it
+        self._slice: tuple[Position, Position] | None = None  # the position before the latest slice, and the slice
         self._gaps = False
         self.delivered: int = 0
         self.failed: int = 0
@@ -59,17 +59,17 @@ class Rounds:
         self.last_error: str | None = None
 
     def begin(self) -> None:
-        """On a new session: forget the slice that is not stored.
+        """Forget the slice that is not stored. Call it on a new session.
 
-        A server that crashed, or a standby in its place, uses transaction ids again which nobody has stored. The
-        snapshot of such a slice would show those transactions as over before they have begun.
+        A server that crashed, or a standby in its place, assigns transaction ids again that were never written to
+        disk. The snapshot of such a slice would show these transactions as over before they have begun.
         """
         self._slice = None
 
     def next(self, session: Session, position: Position, tell: bool) -> Position:
-        """Take the next batch and return the new position; the same one where there was nothing to do.
+        """Deliver the next batch and return the new position, or the same object if there was nothing to do.
 
-        `tell`: there may be gaps to be told. Raises `Moved`, and what `recover` takes.
+        `tell`: gaps may wait to be reported. Raises `Moved`, and the errors that `recover` handles.
         """
         turn, slice = self._turn, position
         turn.current, turn.called = None, []
@@ -79,7 +79,7 @@ class Rounds:
                 return position
             slice = found
         most = self._order.batch
-        if slice.done < self._alone_until:  # first the slice is kept, lest a later one has others before the entry
+        if slice.done < self._alone_until:  # first store the slice, so that the same entries come before
             most = 0 if position.upto is None else 1
         after = session.run(turn.take(position, slice, most, tell, session.search_path), transaction=True)
         passed, turn.called = [entry.id for entry in turn.called], []
@@ -93,7 +93,7 @@ class Rounds:
         return after
 
     def _next_slice(self, session: Session, position: Position) -> Position:
-        if self._slice is not None and self._slice[0] == position:  # it could not be delivered
+        if self._slice is not None and self._slice[0] == position:  # the latest was not delivered
             return self._slice[1]
         order = self._order
         [(now, gaps, seen, first, last)] = session.ask(news(order.schema, order.name, position))
@@ -106,7 +106,7 @@ class Rounds:
         return self._slice[1]
 
     def recover(self, error: Exception, attempt: int) -> float:
-        """After an error of `next`, `attempt` times in turn: how many seconds to wait. Raises what is no failure."""
+        """Handle an error of `next`, the `attempt`-th in a row; return the seconds to wait. Raises other errors."""
         turn, called = self._turn, self._turn.called
         if isinstance(error, CONFLICTS):
             return self._seam.delay(attempt)
@@ -120,14 +120,14 @@ class Rounds:
         return 0.0
 
     def _failed(self, entry: Entry | None, error: BaseException, alone: bool) -> float:
-        """Log, count and report a failing callback; whoever was before it in its batch is delivered first."""
+        """Log, count and report a failing callback; return the seconds to wait. Entries before it come first."""
         order, id = self._order, 0 if entry is None else entry.id
         tries = self._tries[id] = self._tries.get(id, 0) + 1
         channel = None if entry is None else entry.channel
         self.failed += 1
         self.last_error = describe(error)
-        what = "on_gap" if entry is None else f"entry {id} on channel {channel!r}"
-        log(ERROR, "consumer %r failed at %s (try %d)", order.name, what, tries, error=error)
+        call = "on_gap" if entry is None else f"entry {id} on channel {channel!r}"
+        log(ERROR, "consumer %r failed at %s (try %d)", order.name, call, tries, error=error)
         event = {"event": "consumer_failed", "name": order.name, "id": id or None, "channel": channel}
         self._seam.tell({**event, "error": self.last_error, "tries": tries})
         if entry is None:
@@ -168,9 +168,9 @@ class Rounds:
             return text
 
     def _tell(self, channel: str, gap: Gap) -> Call:
-        return Call(self._hear, (channel, gap))
+        return Call(self._on_gap, (channel, gap))
 
-    def _hear(self, channel: str, gap: Gap, conn: Any) -> Any:
+    def _on_gap(self, channel: str, gap: Gap, conn: Any) -> Any:
         name, dropped = self._order.name, "an unknown number of" if gap.dropped is None else gap.dropped
         log(ERROR, "consumer %r has missed %s entries on channel %r (%s)", name, dropped, channel, gap.reason)
         if self._order.on_gap is not None:

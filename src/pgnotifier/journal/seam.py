@@ -1,4 +1,4 @@
-"""What the journal uses of a notifier besides its public methods: its events, its backoff, its decoder."""
+"""The parts of a notifier that the journal uses besides public methods: events, backoff, and decoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Seam:
         self._retry_delay = self.notifier._options[2]
 
     def listen(self, channel: str, id: Hashable = None) -> Stream:
-        """As `Notifier.listen` with `deliver="latest"` (under `id`) or "all", of payloads that are not decoded."""
+        """Listen as `Notifier.listen`, without decoding; `deliver` is "latest" with an `id`, else "all"."""
         notifier = self.notifier
         stream = Stream(_Raw(notifier), (channel,), id)
         notifier._supervisor.change(notifier._listening(stream, "all" if id is None else "latest"), True)
@@ -36,16 +36,16 @@ class Seam:
         self.notifier._dispatcher.event(event)
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait before `attempt` (from 1), by the notifier's `retry_delay`."""
+        """Return the seconds to wait before `attempt` (from 1), by the notifier's `retry_delay`."""
         return delay(attempt, *self._retry_delay, random())
 
     def next_attempt(self, attempt: int, lived: float) -> int:
-        """The attempt to count next, after a connection that lived for so many seconds."""
+        """Return the attempt to count next, after a connection that lasted `lived` seconds."""
         return next_attempt(attempt, lived, *self._retry_delay)
 
 
 class _Raw:
-    """A stream's home whose payloads are texts: a decoder of the user's may know none but its own."""
+    """Gives a stream payloads as texts, because a user's decoder may know only its own payloads."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier

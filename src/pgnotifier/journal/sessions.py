@@ -1,4 +1,4 @@
-"""Connections of the journal's own, and the two ways to do work on them: in a thread, and on an event loop."""
+"""The journal's own connections, and the two ways to do work on them: on a thread, and on an event loop."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .work import Call, CallFailed, Statement, T, Work, check
 # A peer that has vanished is noticed within ten seconds, whether something was sent or is awaited.
 KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 
-LOOP_SECONDS = 1.0  # between two looks whether an event loop that has work was closed
+LOOP_SECONDS = 1.0  # between two checks whether an event loop that has work was closed
 
 PATH = b"select pg_catalog.current_setting('search_path'); set search_path = pg_catalog, pg_temp"
 
-inside: ContextVar[object] = ContextVar("pgnotifier_consumer", default=None)  # whose callback runs in this context
+inside: ContextVar[object] = ContextVar("pgnotifier_consumer", default=None)  # the consumer whose callback runs
 
 
 class Session:
-    """A connection in a thread, or, with `loop`, one for coroutines whose work is done on that event loop.
+    """A connection whose work is done on its thread, or, with `loop`, on that event loop.
 
-    User code that runs in its work finds `owner` in `inside`.
+    User code that runs in its work finds `owner` in `inside`. No lock: one thread at a time uses it.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class Session:
         self.conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] = conn
         self._future: Any = None
         self.in_call: bool = False  # whether user code is running
-        self._cancelled: asyncio.CancelledError | None = None  # what user code has let through
+        self._cancelled: asyncio.CancelledError | None = None  # a cancellation that user code let through
         try:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             _keep_alive(self._socket)
-            # The statements of the journal run under a path of their own, a callback under that of its role.
+            # Statements of the journal run under their own search_path, callbacks under that of the role.
             self.search_path: str = conn.execute(PATH).fetchone()[0]  # type: ignore[index]
             conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
             if loop is not None:
                 self.conn = psycopg.AsyncConnection(conn.pgconn)
-                _Handed(_like(self.conn), loop).result()
+                _Handed(_configure(self.conn), loop).result()
         except BaseException:
             conn.close()
             raise
@@ -66,7 +66,7 @@ class Session:
         return self.conn.broken or self.conn.closed
 
     def run(self, work: Work[T], transaction: bool = False) -> T:
-        """Do the work, in a transaction or each statement in one of its own. In the session's thread.
+        """Do the work and return its result, in one transaction or one for each statement. On the session's thread.
 
         Raises `CallFailed`, and `psycopg.Error` of the statements.
         """
@@ -83,7 +83,7 @@ class Session:
                     raise
                 raise CallFailed(self._cancelled) from None
         if self._owner is not None:
-            inside.set(self._owner)  # in its thread, for good
+            inside.set(self._owner)  # on its thread, for good
         with self.conn.transaction() if transaction else nullcontext():
             return self._drive(self.conn, work)
 
@@ -113,7 +113,7 @@ class Session:
                     self.in_call = False
                 check(conn, error)
             else:
-                # A callback may change the connection's own settings, and a role those of how values look as text.
+                # Binary: a callback may change the connection's settings, and a role the text format of values.
                 with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                     cursor.execute(*step)
                     answer = cursor.fetchall()
@@ -132,7 +132,7 @@ class Session:
                     result = step.function(*step.arguments, conn)
                     if hasattr(result, "__await__"):
                         await result
-                except asyncio.CancelledError as raised:  # such as that of a task for which it has waited
+                except asyncio.CancelledError as raised:  # for example that of a task that user code awaits
                     self._cancelled = raised
                     raise
                 except Exception as raised:
@@ -146,18 +146,18 @@ class Session:
                     answer = await cursor.fetchall()
 
     def ask(self, query: Statement) -> list[Any]:
-        """The rows of one statement."""
+        """Run one statement and return its rows."""
         return self.run(_one(query))
 
     def interrupt(self) -> None:
-        """End what the session does, from any thread: the server rolls back, and the work raises."""
+        """End the session's work: the server rolls back, and the work raises. Any thread."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         if self._future is not None:
             self._future.cancel()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's connection. A callback that forked sends its end nowhere."""
+        """Let go of the parent's connection in a forked child: a callback that forked sends nothing more to it."""
         with suppress(OSError, psycopg.Error):
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.dup2(nowhere, self.conn.pgconn.socket)
@@ -168,7 +168,7 @@ class Session:
         self._socket.close()
 
     def __del__(self) -> None:
-        """A journal that nobody closed leaves its idle sessions to Python."""
+        """Close an idle session of a journal that was not closed."""
         with suppress(Exception):  # not made, or the interpreter ends
             self._socket.close()
 
@@ -180,7 +180,7 @@ class Session:
 
 
 class _Handed:
-    """Work that an event loop does. Raises `RuntimeError` if the loop is closed, before or meanwhile."""
+    """Hands work to an event loop. Raises `RuntimeError` if the loop is closed, before or meanwhile."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
         self._work, self._loop = work, loop
@@ -192,14 +192,14 @@ class _Handed:
 
     def result(self) -> Any:
         while not wait([self.future], LOOP_SECONDS).done:
-            if self._loop.is_closed():  # it forgets what it has not begun, and tells nobody
+            if self._loop.is_closed():  # it forgets work that it has not begun
                 with suppress(RuntimeError, ValueError):
                     self._work.close()
                 raise RuntimeError("the event loop is closed")
         return self.future.result()
 
 
-async def _like(conn: psycopg.AsyncConnection[Any]) -> None:
+async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
     await conn.set_autocommit(True)
     await conn.set_isolation_level(IsolationLevel.READ_COMMITTED)
     await conn.set_read_only(False)

@@ -1,8 +1,8 @@
-"""What a consumer is given, and how its position moves (guarantee 18). Generators of statements; no I/O of their own.
+"""The entries that a consumer gets, and how its position moves (guarantee 18). Generators of statements, without I/O.
 
-A slice is what is visible in a snapshot of now and was not in that of before, in order of id. The snapshot of now is
-taken in a statement of its own, outside a transaction: one that writes counts as visible in its own snapshots, so its
-later entries would be left out. The position keeps both snapshots of a slice until the last entry has been delivered.
+A slice is the entries that are visible in a new snapshot and were not in the one before, in order of id. The snapshot
+is taken in a separate statement, outside a transaction: a transaction that writes is visible in its own snapshots, so
+its later entries would be left out. The position keeps both snapshots of a slice until its last entry is delivered.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from ..gap import Gap
 from .work import Call, Statement, Work, statement
 
-BATCH_BYTES = 4_000_000  # of payloads; an entry that is longer comes alone
+BATCH_BYTES = 4_000_000  # of payloads in a batch; a longer entry comes alone
 NOTHING = "1:1:"  # the snapshot in which nothing is visible
-MANY = 1000  # entries of others after which a position moves although there is nothing for its consumer
+MANY = 1000  # entries of other channels after which an idle consumer's position moves
 
 
 class Entry(NamedTuple):
@@ -30,14 +30,14 @@ class Entry(NamedTuple):
 
 
 class Removed(Exception):
-    """The consumer does not stand in the journal any more."""
+    """The journal does not have the consumer any more."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"consumer {name!r} has been removed")
 
 
 class Moved(Exception):
-    """The position is not as it was: another process has it, or something else moves it now."""
+    """The stored position is not the expected one, or another session has locked it."""
 
 
 class TurnEnded(Exception):
@@ -46,7 +46,7 @@ class TurnEnded(Exception):
 
 @dataclass(frozen=True)
 class Position:
-    """All that is visible in `since` has been delivered, and of what is visible in `upto` the ids up to `done`.
+    """Everything visible in `since` has been delivered, and of the entries visible in `upto` the ids up to `done`.
 
     `last` is the greatest id of the slice that ends with `upto`, if one is under way.
     """
@@ -78,7 +78,7 @@ READ = """
     select * from {s}.slice(%(name)s, %(since)s::pg_catalog.pg_snapshot, %(upto)s::pg_catalog.pg_snapshot, %(done)s,
         %(last)s, %(most)s, %(bytes)s)"""
 
-# After a callback, and so under the path of its role: no operator, and every type with its schema.
+# Runs after a callback, under the search_path of its role: no operator, and every type has its schema.
 MOVE = """
     select moved from {s}.move(%(name)s, %(turn)s, %(since)s::pg_catalog.pg_snapshot,
         %(upto)s::pg_catalog.pg_snapshot, %(done)s, %(last)s, %(newest)s) as moved"""
@@ -107,23 +107,23 @@ LEADS = """
 
 
 def news(schema: str, name: str, position: Position) -> Statement:
-    """The snapshot of now, how many gaps there are and new entries, and the first and last for this consumer."""
+    """Ask for the snapshot of now, the numbers of gaps and of new entries, and the first and last id to deliver."""
     return statement(schema, NEWS, name=name, **_parts(position.since))
 
 
 def tail(schema: str, channels: list[str], since: str) -> Statement:
-    """The snapshot of now, and the entries that it shows and `since` does not, a row for each or one without."""
+    """Ask for the snapshot of now and the entries that it shows and `since` does not: at least one row."""
     return statement(schema, TAIL, channels=channels, **_parts(since))
 
 
 def _parts(snapshot: str) -> dict[str, str]:
-    """A snapshot as parameters: so the index on xid is used."""
+    """Return a snapshot as parameters, so that the server uses the index on xid."""
     _, xmax, open = snapshot.split(":")
     return {"xmax": xmax, "open": f"{{{open}}}"}
 
 
 def stored(schema: str, name: str) -> Work[Position]:
-    """The position. Raises `Removed`."""
+    """Return the stored position. Raises `Removed`."""
     rows = yield statement(
         schema, "select since::text, upto::text, done, last from {s}.consumer where name = %(name)s", name=name
     )
@@ -133,7 +133,7 @@ def stored(schema: str, name: str) -> Work[Position]:
 
 
 def leads(schema: str, name: str, holder: str, channels: list[str]) -> Work[bool]:
-    """Whether the lease is that holder's and the list of channels this one. Raises `Removed`."""
+    """Return True if `holder` has the lease and the list of channels is `channels`. Raises `Removed`."""
     rows = yield statement(schema, LEADS, name=name, holder=holder, channels=channels)
     if not rows:
         raise Removed(name)
@@ -142,7 +142,7 @@ def leads(schema: str, name: str, holder: str, channels: list[str]) -> Work[bool
 
 @dataclass
 class Turn:
-    """A batch in one transaction. `stopping()` ends it before the next entry."""
+    """Delivers a batch in one transaction. If `stopping()`, it ends before the next entry."""
 
     schema: str
     name: str
@@ -154,16 +154,15 @@ class Turn:
     skipped: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        self.current: Entry | None = None  # which is being called
+        self.current: Entry | None = None  # that is being delivered
         self.called: list[Entry] = []
         self._number = 0
 
     def take(self, before: Position, slice: Position, most: int, gaps: bool, path: str) -> Work[Position]:
-        """Tell of gaps, call for the next entries of `slice`, move the position from `before`, and return it.
+        """Report gaps, call for the next entries of `slice`, move the position from `before`, and return it.
 
-        Callbacks run under the search_path `path`. `most` is how many entries; with 0 the slice is only kept, so that
-        it is taken up as it is.
-        Raises `Moved` where the stored position is not `before`, the lease or the list of channels another's.
+        Callbacks run under the search_path `path`. `most` is the greatest number of entries; 0 only stores the slice.
+        Raises `Moved` if the stored position is not `before`, or the lease or the list of channels is another's.
         """
         self._number += 1
         turn = f"{self.holder} {self._number}"

@@ -1,4 +1,7 @@
-"""Registering consumers, trimming, restored databases, and what stands in the journal (guarantee 18)."""
+"""Registering consumers, trimming, restored databases, and the journal's state (guarantee 18).
+
+Everything runs on the thread of its session, without a lock.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from .work import Work, statement
 
 STEP = 5000  # entries that one transaction of trimming looks at
 
-# Committed before the snapshots are taken, so that trimming keeps whatever is not visible in them.
+# Committed before the snapshots are taken, so that trimming keeps entries that they don't show.
 ADD = """
     with made as (
         insert into {s}.consumer (name) values (%(name)s) on conflict (name) do nothing returning 1)
@@ -46,7 +49,7 @@ CHECK = """
 
 
 class State(NamedTuple):
-    """Of a journal: the version of its tables, how long it keeps entries, and whether it is of this cluster."""
+    """The version of a journal's tables, how long it keeps entries, and whether it is of this cluster."""
 
     version: int
     keep: timedelta | None
@@ -60,16 +63,16 @@ def state(schema: str) -> Work[State]:
 
 
 def prepare(session: Session, schema: str) -> None:
-    """Have the journal be one of this cluster. Raises `psycopg.OperationalError` on a standby."""
+    """Adopt a journal that was restored from another cluster. Raises `psycopg.OperationalError` on a standby."""
     known = session.run(state(schema))
     if known.is_standby:
-        raise psycopg.OperationalError("a standby's snapshots know no open transactions: connect to the primary")
+        raise psycopg.OperationalError("a journal can't be used on a standby: connect to the primary")
     if not known.is_home:
         session.run(restore(schema), transaction=True)
 
 
 def register(session: Session, schema: str, name: str, channels: list[str], beginning: bool = False) -> None:
-    """Have the consumer and its channels stand in the journal. What is new begins now, or at the beginning."""
+    """Register the consumer and its channels. New ones begin now, or at the beginning."""
     session.run(_add(schema, name, channels), transaction=True)
     session.ask(statement(schema, BEGIN, name=name, beginning=beginning))
 
@@ -86,10 +89,10 @@ def prune(schema: str, name: str, channels: list[str]) -> Work[None]:
 
 
 def restore(schema: str) -> Work[None]:
-    """In a transaction: make a journal that was restored into another cluster one of this cluster.
+    """Adopt a journal that was restored from another cluster. In a transaction.
 
-    Old transaction ids mean nothing here. Every entry becomes visible, and each consumer goes on after the newest
-    that it is known to have had.
+    Its transaction ids mean nothing here. Every entry becomes visible, and each consumer goes on after the newest
+    entry that it is known to have had.
     """
     rows = yield statement(schema, "select system from {s}.meta for update")
     home = yield statement(schema, "select system_identifier from pg_catalog.pg_control_system()")
@@ -114,7 +117,7 @@ def restore(schema: str) -> Work[None]:
 
 
 class Trimmed(NamedTuple):
-    """How many entries have gone, up to which id was looked, and whether there may be more that are old."""
+    """The number of deleted entries, the last id that was looked at, and whether more may be old."""
 
     deleted: int
     after: int
@@ -146,9 +149,9 @@ TRIM = """
 
 
 def trim(schema: str, age: timedelta, after: int = 0, evict: bool = False) -> Work[Trimmed]:
-    """In a transaction: delete entries older than `age` that no consumer is owed; with `evict` whoever is owed them.
+    """Delete entries older than `age` that no consumer is owed; with `evict`, also owed ones. In a transaction.
 
-    Without `evict` no lock is needed: positions only grow, so one that was read a moment ago owes more, not less.
+    Without `evict` no lock is needed: positions only grow, so a position that was read before owes more, not less.
     With it the positions are locked, so that no batch is under way: nothing is both delivered and counted as lost.
     A consumer that registers while this waits for the locks of others is not locked, and keeps what it is owed.
     """
@@ -195,7 +198,7 @@ OPEN = """
 
 
 def status(schema: str, table: str) -> Work[dict[str, Any]]:
-    """What `Journal.status` returns."""
+    """Return the result of `Journal.status`."""
     known = yield from state(schema)
     entries = yield statement(schema, ENTRIES, table=table)
     consumers = yield statement(schema, CONSUMERS)

@@ -1,7 +1,7 @@
 """Work for a connection: a generator of statements and of calls of user code.
 
-It is sent the rows of a statement; a call gets the connection. So what is asked, and in which order, is written once,
-for threads and for event loops.
+The generator is sent the rows of a statement; a call gets the connection. So the statements and their order are
+written once, for threads and for event loops.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from psycopg.sql import Identifier
 
 T = TypeVar("T")
 
-CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)  # tried again, and no failures
+CONFLICTS = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)  # tried again, not failures
 
 
 class CallFailed(Exception):
-    """User code has raised `error`; or it left the transaction failed, or ended it."""
+    """User code has raised `error`, left the transaction failed, or ended it."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
@@ -28,7 +28,7 @@ class CallFailed(Exception):
 
 
 class Call(NamedTuple):
-    """`function(*arguments, conn)`: user code."""
+    """A call of user code: `function(*arguments, conn)`."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -39,7 +39,7 @@ Work = Generator[Statement | Call, Any, T]
 
 
 def statement(schema: str, text: str, /, **parameters: Any) -> Statement:
-    """`text` with `{s}` for the schema, and its parameters."""
+    """Return `text` with the schema for `{s}`, and its parameters."""
     return _in_schema(schema, text), parameters
 
 
@@ -49,7 +49,7 @@ def _in_schema(schema: str, text: str) -> bytes:
 
 
 def check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: BaseException | None) -> None:
-    """After a call: raise `CallFailed` if it has failed by itself; a lost connection and a conflict as they are."""
+    """Raise `CallFailed` if a call has failed by itself; raise a lost connection and a conflict as they are."""
     status = conn.pgconn.transaction_status
     if error is None and status == pq.TransactionStatus.INTRANS:
         return
@@ -58,7 +58,7 @@ def check(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: B
     if isinstance(error, CONFLICTS) and status == pq.TransactionStatus.INERROR:
         raise error
     if error is None and status == pq.TransactionStatus.INERROR:
-        error = psycopg.errors.InFailedSqlTransaction("the callback has kept an error of the server to itself")
+        error = psycopg.errors.InFailedSqlTransaction("the callback has caught an error that aborts its transaction")
     elif error is None:
         error = psycopg.ProgrammingError("the callback has ended the transaction")
     raise CallFailed(error) from error

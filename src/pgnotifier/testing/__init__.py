@@ -1,7 +1,7 @@
 """For tests of code that uses pgnotifier: a notifier whose server is in memory, and that server's controls.
 
 Everything but the server is the library itself: the registry, the threads, the order of calls, gaps and errors.
-Imports no test framework; the fixtures of pytest are in a module of their own.
+It imports no test framework; the fixtures of pytest are in a separate module.
 """
 
 from .aio import AsyncMemoryNotifier

@@ -1,4 +1,4 @@
-"""AsyncMemoryNotifier: `pgnotifier.AsyncNotifier` on a server in memory, and what a test may have happen to it."""
+"""AsyncMemoryNotifier: `pgnotifier.AsyncNotifier` on a server in memory, with controls for tests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .server import MemoryServer
 
 
 class AsyncMemoryNotifier(AsyncNotifier):
-    """An `AsyncNotifier` that needs no PostgreSQL: the same in everything, but for what it connects to.
+    """An `AsyncNotifier` that needs no PostgreSQL, and differs in nothing but the server that it connects to.
 
-    Arguments are those of `AsyncNotifier`, and `server`, as of `MemoryNotifier`, whose controls it has, awaited. A
-    thread makes them, so the event loop runs on. If the task is cancelled, they take effect all the same.
+    Arguments are those of `AsyncNotifier`, and `server` as of `MemoryNotifier`. The controls of `MemoryNotifier` are
+    coroutines here. A thread makes them, so the event loop runs on; they take effect even if the task is cancelled.
     """
 
     _default_server: MemoryServer | None = None
@@ -51,22 +51,22 @@ class AsyncMemoryNotifier(AsyncNotifier):
         self._own(self._memory)
 
     async def settle(self, timeout: float = 5.0) -> None:
-        """As `MemoryServer.settle`, for all notifiers on its server, on any event loop."""
+        """Wait until all callbacks have returned, as `MemoryServer.settle`, on any event loop."""
         await self._on_a_thread(lambda: self._memory.settle(timeout))
 
     async def lose_connection(
         self, error: str = "terminating connection due to administrator command", timeout: float = 5.0
     ) -> None:
-        """As `MemoryNotifier.lose_connection`."""
+        """End the session, as `MemoryNotifier.lose_connection`."""
         await self._on_a_thread(lambda: self._memory.lose_connection(error, timeout))
 
     async def restore_connection(self, timeout: float = 5.0) -> None:
-        """As `MemoryNotifier.restore_connection`."""
+        """Let the notifier connect, as `MemoryNotifier.restore_connection`."""
         await self._on_a_thread(lambda: self._memory.restore_connection(timeout))
 
     @contextlib.asynccontextmanager
     async def connection_lost(self, timeout: float = 5.0) -> AsyncIterator[None]:
-        """The connection is lost in the `async with` block, and back after it."""
+        """Lose the connection in the `async with` block, and restore it at its end."""
         try:
             await self.lose_connection(timeout=timeout)
             yield
@@ -82,7 +82,7 @@ class AsyncMemoryNotifier(AsyncNotifier):
         dropped: int | None = None,
         error: str | None = None,
     ) -> None:
-        """As `MemoryNotifier.raise_gap`."""
+        """Call `on_listen` with a `Gap`, as `MemoryNotifier.raise_gap`."""
         names = (channels,) if isinstance(channels, str) else tuple(channels)
         await self._on_a_thread(
             lambda: self._memory.raise_gap(names, reason, since=since, dropped=dropped, error=error)

@@ -1,4 +1,4 @@
-"""What a server in memory keeps: its connections, who listens to what, and what was sent. No controls."""
+"""The state of a server in memory: its connections, their channels, and what was sent. No controls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sent(NamedTuple):
 
 
 class Door(Server):
-    """One notifier's way to listen: `shut` says why it is closed. What comes on the listener thread waits at it."""
+    """Lets one notifier's sessions in, unless `shut` says why not: then a listener that reconnects waits."""
 
     def __init__(self, server: Backend, on_listener: Callable[[], bool]) -> None:
         self._server = server
@@ -51,7 +51,7 @@ class Door(Server):
 
 
 class Backend(Server):
-    """Everything is under `lock`; `changed` is notified of what may be waited for."""
+    """Keeps all state under `lock`; notifies `changed` of changes that threads may wait for."""
 
     def __init__(self) -> None:
         self.sent: list[Sent] = []
@@ -70,7 +70,7 @@ class Backend(Server):
         self.changed: threading.Condition = threading.Condition(self.lock)
 
     def connect(self, token: CancelToken, deadline: float | None) -> psycopg.Connection[Any]:
-        """To send: a way that is open whenever the server is up."""
+        """Connect to send: possible whenever the server is up."""
         return self._admit(Door(self, lambda: False), token, deadline)
 
     def _barred(self, door: Door) -> str:
@@ -110,13 +110,13 @@ class Backend(Server):
             conn.ring()
 
     def _end(self, error: str, door: Door | None = None) -> None:
-        """End what came in by `door` (None: all connections)."""
+        """End the connections that came by `door` (None: all)."""
         for conn in tuple(self._connections.values()):
             if door is None or conn.door is door:
                 conn.end(error)
 
     def execute(self, conn: PGconn, sql: bytes, params: Sequence[bytes] | None) -> list[Result]:
-        """What the library asks of a server, under the lock."""
+        """Answer the statements that the library sends. Under the lock."""
         if params is not None:
             channel, payload = (param.decode() for param in params)
             error = self._commit([Notify(channel, payload, conn.backend_pid)])
@@ -145,7 +145,7 @@ class Backend(Server):
         return Result()
 
     def _commit(self, notifications: Sequence[Notify]) -> str | None:
-        """Under the lock: send all, or none and say why."""
+        """Send all; or send none, and return why. Under the lock."""
         for n in notifications:
             if n.channel in self._refused:
                 return _refusal(n.channel)
@@ -161,7 +161,7 @@ class Backend(Server):
         self.changed.notify_all()
 
     def _forked(self) -> None:
-        """In a child, which has a server of its own from now on: the parent's lock may be held for ever."""
+        """Make the server a forked child's own: the parent's lock may be held for ever there."""
         connections = [*self._connections.values(), *self._waiting]
         self._connections, self._waiting = {}, {}
         self._open_lock()

@@ -1,7 +1,7 @@
 """A connection to a server in memory: as much of psycopg's `Connection` and `pq.PGconn` as the library uses.
 
-One thread at a time is on the near side, as with libpq. The far side is the server's, under the server's lock; a
-socket pair makes the near side readable when something has come.
+One thread at a time uses the near side, as with libpq. The server uses the far side, under its lock. A socket pair
+makes the near side readable when something has come.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SQLSTATE, PRIMARY = pq.DiagnosticField.SQLSTATE, pq.DiagnosticField.MESSAGE_PRIM
 
 
 class Result:
-    """What a statement gave: a row, or an error."""
+    """The result of a statement: a row, or an error."""
 
     def __init__(self, *row: object, error: tuple[str, str] | None = None) -> None:
         self.status = pq.ExecStatus.TUPLES_OK if error is None else pq.ExecStatus.FATAL_ERROR
@@ -39,7 +39,7 @@ class Result:
 
 
 class Backend(Protocol):
-    """What a connection needs of its server."""
+    """The part of a server that its connections use."""
 
     lock: Any
     frozen: bool
@@ -49,7 +49,7 @@ class Backend(Protocol):
 
 
 class PGconn:
-    """The side of `psycopg.pq`. `channels` are those that it listens to, `door` is the way it came in."""
+    """Stands for `pq.PGconn`. `channels` are those that it listens to, `door` is the `Door` that it came by."""
 
     ssl_in_use = False
     user: bytes = b"test"
@@ -82,12 +82,12 @@ class PGconn:
             self.ring()
 
     def end(self, error: str) -> None:
-        """The server ends it, after what it has sent."""
+        """End the connection, after what was sent on it."""
         self._ended = self._ended or error
         self.ring()
 
     def ring(self) -> None:
-        """Have the near side look."""
+        """Make the near side readable."""
         if not self._rung:
             self._rung = True
             with contextlib.suppress(OSError):
@@ -144,7 +144,7 @@ class PGconn:
         return pq.misc.PGnotify(n.channel.encode(), n.pid, n.payload.encode())
 
     def take(self) -> list[Notify]:
-        """All that has arrived; raises where the server has ended the connection, and nothing is left."""
+        """Return all that has arrived; raise if nothing is left and the server has ended the connection."""
         with self._backend.lock:
             self.hear()
             if self._backend.frozen and not self._ended:
@@ -164,7 +164,7 @@ class PGconn:
             self._backend.closed(self)
 
     def forked(self) -> None:
-        """In a child: close the child's copies. The near side's number may be closed, and be another file's."""
+        """Close a forked child's copies. The near side's number may be closed, and be another file's."""
         self._far.close()
         number = self._near.detach()
         with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ class PGconn:
 
 
 class Connection:
-    """The side of `psycopg.Connection`."""
+    """Stands for `psycopg.Connection`."""
 
     reason: psycopg.OperationalError | None = None
 

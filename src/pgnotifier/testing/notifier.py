@@ -1,4 +1,4 @@
-"""MemoryNotifier: `pgnotifier.Notifier` on a server in memory, and what a test may have happen to it."""
+"""MemoryNotifier: `pgnotifier.Notifier` on a server in memory, with controls for tests."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ from .settling import MARK, reach
 
 
 class MemoryNotifier(Notifier):
-    """A `Notifier` that needs no PostgreSQL: the same in everything, but for what it connects to.
+    """A `Notifier` that needs no PostgreSQL, and differs in nothing but the server that it connects to.
 
-    Arguments are those of `Notifier`, and `server`: what it connects to; None: a server of its own. `dbconf` is not
-    used. `retry_delay` is not waited for: after a loss there is one attempt to reconnect, which succeeds as soon as
-    it can.
+    Arguments are those of `Notifier`, and `server`: the server to connect to; None: a new one. `dbconf` is checked
+    and not used. Reconnecting waits for no `retry_delay`: a single attempt succeeds as soon as it can.
     """
 
     _default_server: MemoryServer | None = None
@@ -70,17 +69,17 @@ class MemoryNotifier(Notifier):
             self.server._notifiers.add(self)
 
     def settle(self, timeout: float = 5.0) -> None:
-        """As `MemoryServer.settle`, for all notifiers on its server."""
+        """Wait until all callbacks have returned, as `MemoryServer.settle`, for all notifiers on its server."""
         self.server.settle(timeout)
 
     def lose_connection(
         self, error: str = "terminating connection due to administrator command", timeout: float = 5.0
     ) -> None:
-        """End the session, as the server does, and keep it from coming back until `restore_connection()`.
+        """End the session, as a server does, and let none be made until `restore_connection()`.
 
-        Returns when the loss has been noticed: the event `disconnected` has been raised, and what is sent from now on
-        is missed. `error` is what `Gap.error` and the event quote. `notify` still works, on its own connection.
-        Raises `TimeoutError`.
+        Returns when the notifier has noticed the loss: the event `disconnected` is on its way, and notifications sent
+        from now on are missed. `Gap.error` and the event quote `error`. `notify` still works, on its own connection.
+        Raises `TimeoutError` after `timeout` seconds.
         """
         server = self.server
         with server.lock:
@@ -89,9 +88,9 @@ class MemoryNotifier(Notifier):
             server._await_loss([self], monotonic() + timeout)
 
     def restore_connection(self, timeout: float = 5.0) -> None:
-        """Have it connect again. Returns when it listens, and the event `reconnected` and the gaps are on their way.
+        """Let the notifier connect. Return when it listens; event `reconnected` and gaps are on their way then.
 
-        A no-op where the connection is not lost. Raises `TimeoutError`.
+        Does nothing if the connection is not lost. Raises `TimeoutError` after `timeout` seconds.
         """
         with self.server.lock:
             self._door.shut = ""
@@ -100,7 +99,7 @@ class MemoryNotifier(Notifier):
 
     @contextlib.contextmanager
     def connection_lost(self, timeout: float = 5.0) -> Iterator[None]:
-        """The connection is lost in the `with` block, and back after it."""
+        """Lose the connection in the `with` block, and restore it at its end."""
         self.lose_connection(timeout=timeout)
         try:
             yield
@@ -116,11 +115,11 @@ class MemoryNotifier(Notifier):
         dropped: int | None = None,
         error: str | None = None,
     ) -> None:
-        """Have `on_listen` called with a `Gap`, on these channels (none given: on all), for those who hear them.
+        """Call `on_listen` of unmuted subscribers with a `Gap`, on these channels (none: all).
 
-        It comes in each subscriber's stream, after all that was sent before. Nothing else happens: no event, no
-        counter, no loss. `since` is this moment where not given. Raises `UnknownChannel`, and `ValueError` where
-        nobody with an `on_listen` hears any of them.
+        The call comes after all that was sent before. Nothing else happens: no event, no counter, no loss. `since`
+        is now unless given. Raises `UnknownChannel`, and `ValueError` if no unmuted subscriber of these channels has
+        an `on_listen`.
         """
         if reason not in GRAVEST_FIRST:
             raise ValueError(f"reason must be one of {', '.join(map(repr, GRAVEST_FIRST))}, not {reason!r:.100}")
@@ -138,7 +137,7 @@ class MemoryNotifier(Notifier):
                 subs = registry.audience(entry).items()
                 calls += [(id, ListenCall(name, gap)) for id, sub in subs if sub.on_listen is not None]
         if not calls:
-            raise ValueError("nobody with an on_listen hears any of these channels")
+            raise ValueError("no unmuted subscriber of these channels has an on_listen")
         self._dispatcher.tell(calls)
 
     # -- between the server and the rest --------------------------------------------------------------------
@@ -151,7 +150,7 @@ class MemoryNotifier(Notifier):
         return supervisor is not None and supervisor.phase is RECONNECTING
 
     def _Notifier__notify(self, generator: Iterable[Notify], since: datetime | None = None) -> tuple[int, float]:
-        """As it is there, and say which marks of `settle` have come through."""
+        """Post as `Notifier` does, and note which marks of `settle` have arrived. The listener thread."""
         batch = list(generator)
         taken, seconds = super()._Notifier__notify(batch, since)  # type: ignore[misc]
         marks = [n.payload for n in batch[:taken] if n.channel == MARK]

@@ -1,4 +1,4 @@
-"""pytest's fixtures of pgnotifier: `pytest_plugins = ["pgnotifier.testing.plugin"]` in a `conftest.py` has them."""
+"""Fixtures for pytest: add `pytest_plugins = ["pgnotifier.testing.plugin"]` to your top-level `conftest.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .server import MemoryServer
 
 @pytest.fixture
 def pgnotifier_server() -> Iterator[MemoryServer]:
-    """A `pgnotifier.testing.MemoryServer`; at the end of the test all notifiers on it are stopped."""
+    """A `pgnotifier.testing.MemoryServer`. At the end of the test it stops all notifiers on it."""
     with MemoryServer() as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""A server in memory: who listens to what, what was sent, and what a test may have it do."""
+"""A server in memory, with controls for tests."""
 
 from __future__ import annotations
 
@@ -23,28 +23,27 @@ if TYPE_CHECKING:
 
 
 class Transaction:
-    """Notifications that are sent together, equal ones once, as PostgreSQL does."""
+    """Notifications that are sent together, without duplicates, as PostgreSQL does."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._notifications: dict[Notify, None] = {}
 
     def notify(self, channel: str, payload: object = "") -> None:
-        """As `MemoryServer.notify`, when the transaction commits."""
+        """Send as `MemoryServer.notify`, when the transaction commits."""
         text = payload_bytes(payload).decode()
         self._notifications[Notify(check_channel(channel), text, self._pid)] = None
 
 
 class MemoryServer(Backend):
-    """What notifiers in memory connect to: those of one server hear each other, as those of one database do.
+    """A server in memory. Notifiers on one server hear each other, as those of one database do.
 
     `Notifier` is a class to put in the place of `pgnotifier.Notifier`: its objects are `MemoryNotifier`s on this
-    server. So is `AsyncNotifier`, of `AsyncMemoryNotifier`s. `sent` lists all notifications that were committed,
-    oldest first, for tests to look at and to clear.
-    At the end of a `with` block it is closed. Any method may be called from any thread.
+    server. So is `AsyncNotifier`, for `AsyncMemoryNotifier`s. `sent` lists all notifications that were committed,
+    oldest first; tests may clear it. `with` closes it at the end of the block. Any thread may call any method.
     """
 
-    _notifier_class: type[MemoryNotifier]  # set where that is defined
+    _notifier_class: type[MemoryNotifier]  # set by the module that defines it
     _async_notifier_class: type[AsyncMemoryNotifier]
 
     def __init__(self) -> None:
@@ -58,7 +57,7 @@ class MemoryServer(Backend):
         self.close()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop all notifiers on it, each within `timeout` seconds, and take no more."""
+        """Stop all notifiers on it, each within `timeout` seconds, and accept no connection any more."""
         for n in self.notifiers():
             n.stop(timeout)
         self.stop()
@@ -76,23 +75,23 @@ class MemoryServer(Backend):
         return type("AsyncNotifier", (base,), {"_default_server": self, "__doc__": base.__doc__})
 
     def notifiers(self) -> list[MemoryNotifier]:
-        """Those that were constructed on it and are still referred to, also by an `AsyncMemoryNotifier`."""
+        """Return the notifiers that were constructed on it, unless Python has collected them."""
         with self.lock:
             return list(self._notifiers)
 
     # -- what another client would do -----------------------------------------------------------------------
 
     def notify(self, channel: str, payload: object = "", *, pid: int | None = None) -> None:
-        """Send as another process of the database would, with its `pid`; arguments and errors as `Notifier.notify`.
+        """Send as another process of the database would, with its `pid`. Arguments and errors as `Notifier.notify`.
 
-        With `pid=0` on SYSCHAN it is one of the notifier's own events.
+        `pid=0` on SYSCHAN makes it one of the notifier's own events.
         """
         with self.transaction(pid=pid) as transaction:
             transaction.notify(channel, payload)
 
     @contextlib.contextmanager
     def transaction(self, *, pid: int | None = None) -> Iterator[Transaction]:
-        """`notify` on what this yields is sent at the end of the block, and not at all where that raises."""
+        """Send the notifications of the yielded transaction at the end of the block; none if the block raises."""
         transaction = Transaction(self._pid if pid is None else pid)
         yield transaction
         with self.lock:
@@ -102,15 +101,15 @@ class MemoryServer(Backend):
                 raise psycopg.errors.UntranslatableCharacter(error)
 
     def listening(self) -> dict[int, list[str]]:
-        """`{pid: channels}` of the sessions that listen, SYSCHAN among the channels, sorted."""
+        """Return `{pid: channels}` of the sessions that listen. The channels are sorted and include SYSCHAN."""
         with self.lock:
             return {pid: sorted(conn.channels) for pid, conn in self._connections.items() if conn.channels}
 
     def settle(self, timeout: float = 5.0) -> None:
-        """Wait until all that was sent has been handed to callbacks, and these have returned; on all its notifiers.
+        """Wait until callbacks have got all that was sent, and have returned, on all notifiers of the server.
 
-        What the callbacks send in turn is waited for too. Coroutine callbacks count: on the event loop's own
-        thread use `await asyncio.to_thread(server.settle)`. Raises `TimeoutError` after `timeout` seconds, and
+        Notifications that callbacks send count too, and so do coroutine callbacks: on the thread of their event loop
+        use `await asyncio.to_thread(server.settle)`. Raises `TimeoutError` after `timeout` seconds, and
         `RuntimeError` inside a callback, which would wait for itself.
         """
         settle(self, monotonic() + timeout, timeout)
@@ -118,9 +117,9 @@ class MemoryServer(Backend):
     # -- what goes wrong ------------------------------------------------------------------------------------
 
     def stop(self, timeout: float = 5.0) -> None:
-        """The server goes: all connections are lost, and none can be made until `start()`.
+        """Stop the server: all connections are lost, and none can be made until `start()`.
 
-        Returns when all running notifiers have noticed, or raises `TimeoutError`.
+        Returns when all running notifiers have noticed. Raises `TimeoutError` after `timeout` seconds.
         """
         with self.lock:
             self._down = "connection failed: the server in memory is stopped"
@@ -128,7 +127,7 @@ class MemoryServer(Backend):
             self._await_loss(self.notifiers(), monotonic() + timeout)
 
     def start(self, timeout: float = 5.0) -> None:
-        """The server is back. Returns when all notifiers that run listen again, or raises `TimeoutError`."""
+        """Start the server again. Return when all running notifiers listen, or raise `TimeoutError`."""
         with self.lock:
             self._down = ""
             self._ring()
@@ -136,12 +135,12 @@ class MemoryServer(Backend):
             n._reach(monotonic() + timeout)
 
     def freeze(self) -> None:
-        """It answers nothing and sends nothing until `thaw()`, as behind a network that has silently gone."""
+        """Answer nothing and send nothing until `thaw()`, as behind a network that has silently gone."""
         with self.lock:
             self.frozen: bool = True
 
     def thaw(self) -> None:
-        """It goes on, with what has been sent meanwhile."""
+        """Go on after `freeze()`, with what has been sent meanwhile."""
         with self.lock:
             self.frozen = False
             for conn in tuple(self._connections.values()):
@@ -149,19 +148,19 @@ class MemoryServer(Backend):
             self._ring()
 
     def refuse(self, channels: str | Iterable[str]) -> None:
-        """Refuse these names from now on with `psycopg.DataError`, as where the encoding cannot hold them."""
+        """Refuse these channels with `psycopg.DataError`, as a database does whose encoding can't hold them."""
         with self.lock:
             self._refused.update(check_channels(channels))
 
     def accept(self, channels: str | Iterable[str] = ()) -> None:
-        """Refuse these names no longer; none given: none at all."""
+        """Accept these channels again (none: all of them)."""
         names = check_channels(channels)
         with self.lock:
             self._refused.difference_update(names or tuple(self._refused))
 
     def _await_loss(self, notifiers: Sequence[MemoryNotifier], deadline: float) -> None:
-        """Under the lock: until none of them counts on a connection any more."""
+        """Wait until every notifier has noticed that its connection is lost. Under the lock."""
         while still := [n for n in notifiers if n.is_running() and not n._door.waiting]:
             if monotonic() > deadline:
                 raise TimeoutError(f"{len(still)} notifiers have not noticed that the connection is lost")
-            self.changed.wait(0.01)  # one may be stopped without a word
+            self.changed.wait(0.01)  # a stop does not notify

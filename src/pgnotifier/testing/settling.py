@@ -1,4 +1,4 @@
-"""Waiting until nothing is left to do: all that was sent is handed over, and all calls have returned."""
+"""Waiting until nothing is left to do: all notifications are handed over, and all calls have returned."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from .server import MemoryServer
 
 MARK = "\0"  # a channel that nobody can subscribe to
-LOOK = 0.01  # seconds after which is looked again at what changes without a word
+LOOK = 0.01  # seconds between two looks at state that no thread announces
 
 _tokens = count(1)
 
 
 def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
+    """Do as `MemoryServer.settle`, until `deadline` (monotonic seconds); errors name `timeout`."""
     while True:
         notifiers = server.notifiers()
         if any(n._supervisor.in_a_callback() for n in notifiers):
@@ -30,9 +31,9 @@ def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
         before = _seen(server, notifiers)
         for n in notifiers:
             reach(server, n, deadline)
-        for _ in range(2):  # a call may begin another where has been looked already; not twice without being seen
+        for _ in range(2):  # a call may cause another on a notifier that was idle; a second one shows in `_seen`
             for n in notifiers:
-                n._supervisor.wait_idle(deadline, streams=False)  # who reads those may be the one that waits here
+                n._supervisor.wait_idle(deadline, streams=False)  # their reader may be the thread that waits here
         if monotonic() > deadline:
             raise TimeoutError(_unsettled(notifiers, timeout))
         if _seen(server, notifiers) == before:
@@ -40,13 +41,13 @@ def settle(server: MemoryServer, deadline: float, timeout: float) -> None:
 
 
 def _seen(server: MemoryServer, notifiers: list[MemoryNotifier]) -> Any:
-    """What is different after anything was sent, called or changed."""
+    """Return a value that differs after anything was sent, called or changed."""
     state = {id(n): (id(n._supervisor.shared.registry), n._received, n._dispatcher.counts()) for n in notifiers}
     return server.commits, state
 
 
 def reach(server: MemoryServer, n: MemoryNotifier, deadline: float) -> None:
-    """Wait until all that was sent to `n` until now is in its mailboxes; not where it has no way to the server."""
+    """Wait until all that was sent to `n` so far is in its mailboxes, or `n` can't connect. Raises `TimeoutError`."""
     token, marked = str(next(_tokens)), None
     with server.lock:
         while n.is_running() and not server._barred(n._door):
@@ -54,7 +55,7 @@ def reach(server: MemoryServer, n: MemoryNotifier, deadline: float) -> None:
                 n._passed.discard(token)
                 return
             if monotonic() > deadline:
-                raise TimeoutError("a notifier does not take what was sent to it" + _why(server))
+                raise TimeoutError("a notifier has not received what was sent to it" + _why(server))
             session = n._supervisor.session
             conn = server._connections.get(session.pid) if session is not None else None
             if conn is not None and conn is not marked:

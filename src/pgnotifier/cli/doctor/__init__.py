@@ -1,4 +1,4 @@
-"""What `pgnotifier doctor` finds: everything that keeps LISTEN from working in a database, with what to do about it.
+"""`pgnotifier doctor`: finds everything that keeps LISTEN from working in a database, and says what to do about it.
 
 It listens to a channel of its own and notifies on it, and changes nothing in the database. Main thread only.
 """
@@ -36,7 +36,7 @@ CHECKS: list[tuple[str, Callable[[Conn], Check]]] = [
 
 
 def examine(dsn: str) -> Iterator[Check]:
-    """Yield the checks one after the other. After a failure, those that make no sense then are left out."""
+    """Yield the checks one after another. After a failure, leave out those that make no sense."""
     began = monotonic()
     try:
         conn = open_session(dsn)

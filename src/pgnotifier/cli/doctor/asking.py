@@ -1,4 +1,4 @@
-"""Connections for `doctor` and questions to the server, each with a deadline. Main thread only."""
+"""Connections and queries of `doctor`, each with a deadline. Main thread only."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def open_session(dsn: str, **changes: str) -> Conn:
     """
     with contextlib.closing(CancelToken()) as token:
         conn = connect(make_conninfo(dsn, fallback_application_name="pgnotifier doctor", **changes), token)
-    conn.prepare_threshold = None  # prepared statements are another trouble of poolers
+    conn.prepare_threshold = None  # poolers have other problems with prepared statements
     return conn
 
 
 def ask(conn: Conn, query: str) -> list[tuple[Any, ...]]:
-    """Run `query` with a `search_path` that no other schema comes before, and return its rows.
+    """Run `query` with `pg_catalog` first in the search_path, and return its rows.
 
-    Both statements go as one message, which the server runs as one transaction: the setting ends with it, and no
-    pooler hands it to anybody else, in statement mode neither.
+    Both statements are one message, which the server runs as one transaction. The setting ends with it, so no pooler
+    hands it to another client, not even in statement mode.
     """
     cursor = conn.execute(f"SET LOCAL search_path TO pg_catalog, pg_temp; {query}".encode())
     cursor.nextset()
@@ -54,7 +54,7 @@ def guarded(name: str, dsn: str, check: Callable[..., Check], *conns: Conn) -> C
 
 @contextlib.contextmanager
 def deadline(*conns: Conn) -> Iterator[None]:
-    """Cut the connections off when the block takes too long: a query waits without limit for a silent network."""
+    """Cut off the connections if the block takes too long: a query waits without limit on a silent network."""
     handles = [socket.fromfd(conn.fileno(), socket.AF_INET, socket.SOCK_STREAM) for conn in conns if not conn.closed]
     late = threading.Event()
 

@@ -1,4 +1,4 @@
-"""`doctor`'s checks of what arrives: what a pooler does to a session, and a notification from another session."""
+"""`doctor`'s checks of delivery: a pooler's effect on a session, and a notification from another session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PID = "SELECT pg_catalog.pg_backend_pid()"
 
 
 def delivering(dsn: str, service: Service | None) -> Iterator[Check]:
-    """Two checks on two sessions of their own: `pooler`, and `delivery` from one session to the other."""
+    """Yield two checks on two new sessions: `pooler`, and `delivery` from one session to the other."""
     channel = f"pgnotifier_doctor_{uuid.uuid4().hex}"
     with contextlib.ExitStack() as stack:
         try:
@@ -54,7 +54,7 @@ def delivering(dsn: str, service: Service | None) -> Iterator[Check]:
 
 
 def _session(one: Conn, two: Conn, channel: str) -> tuple[bool, str]:
-    """Return whether a pooler is in between, and what happens to a LISTEN of `one` ("" if nothing does).
+    """Return True if a pooler is in between, and its effect on a LISTEN of `one` ("" for none).
 
     A pooler in transaction mode gives `two` the server session that `one` has just used, and `one` another.
     """

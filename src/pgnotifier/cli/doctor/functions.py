@@ -51,7 +51,7 @@ def functions(conn: Conn) -> Check:
 
 
 def unguarded(source: str) -> bool:
-    """Whether the definition of a function notifies, and nothing in it seems to bound the payload. Pure."""
+    """Return True if a function notifies, and nothing in its definition seems to bound the payload. Pure."""
     source = _COMMENT.sub(lambda found: found[1] or " ", source)
     if _GUARD.search(source):
         return False

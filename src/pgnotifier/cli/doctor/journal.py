@@ -1,4 +1,4 @@
-"""`doctor` and the journal: consumers that are away, and databases that were restored (guarantee 18)."""
+"""`doctor`'s check of journals: consumers that are away, and restored databases (guarantee 18)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REMEDY = (
 
 
 def journal(conn: Conn) -> Check:
-    """Whether every consumer of every journal that can be read is active, or has had everything."""
+    """Check that every consumer of every readable journal is active, or has had everything."""
     schemas = [name for (name,) in ask(conn, SCHEMAS)]
     if not schemas:
         return Check("journal", "ok", "there is none that this role can read")

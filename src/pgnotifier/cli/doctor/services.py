@@ -1,4 +1,4 @@
-"""The poolers and services that keep LISTEN from working, known by their names. Only `pooler_behind` connects."""
+"""The poolers and services that keep LISTEN from working, by their names. Only `pooler_behind` connects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .asking import deadline, open_session
 
 @dataclass(frozen=True)
 class Service:
-    """`trouble` completes the sentence "this is NAME, which ..."; `remedy` says what to do."""
+    """A service. `trouble` completes the sentence "this is NAME, which ..."; `remedy` says what to do."""
 
     name: str
     trouble: str

@@ -1,4 +1,4 @@
-"""`doctor`'s checks of other sessions: who fills the queue, waits to notify, listens, or takes the connections."""
+"""`doctor`'s checks of other sessions: those that fill the queue, wait to notify, listen, or use up connections."""
 
 from __future__ import annotations
 
@@ -124,13 +124,13 @@ def listeners(conn: Conn) -> Check:
     seen = listening_pids(conn)
     facts = {"pids": [row[0] for row in seen]}
     stuck = [
-        f"session {pid} {what}"
+        f"session {pid} {trouble}"
         for pid, state, wait_event in seen
-        for what, so in (
+        for trouble, is_stuck in (
             ("is in an open transaction", (state or "").startswith("idle in transaction")),
             ("does not read its socket", wait_event == "ClientWrite"),
         )
-        if so
+        if is_stuck
     ]
     if stuck:
         remedy = "a listener has to commit, and to read: else it gets nothing and holds the queue back"

@@ -13,7 +13,7 @@ from .asking import Conn, ask
 from .services import Service
 from .sessions import listening_pids
 
-CROWD = 50  # listening sessions from which waking all of them for every NOTIFY begins to cost
+CROWD = 50  # listening sessions, from which on it costs to wake all of them for every NOTIFY
 HEARTBEAT = 10.0  # seconds: the default of Notifier
 
 # The first minor versions of each major version in which LISTEN can't fail with 58P01 any more.
@@ -43,7 +43,7 @@ def service(found: Service | None) -> Check:
 
 
 def primary(conn: Conn) -> Check:
-    """See that the server is no standby."""
+    """Check that the server is no standby."""
     ((standby,),) = ask(conn, "SELECT pg_is_in_recovery()")
     if standby:
         return Check("primary", "failed", "a standby: it refuses LISTEN and NOTIFY", advice.STANDBY)
@@ -87,7 +87,7 @@ def version(conn: Conn) -> Check:
 
 
 def tls(conn: Conn) -> Check:
-    """See that a connection over a network is encrypted."""
+    """Check that a connection over a network is encrypted."""
     if conn.pgconn.ssl_in_use:
         return Check("tls", "ok", "in use", facts={"in_use": True})
     if _local(conn.info):
