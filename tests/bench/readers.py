@@ -202,6 +202,15 @@ class Asyncpg(Bare):
         self.thread.join(LIMIT)
 
 
+class AsyncpgFromThread(Asyncpg):
+    """asyncpg's `add_listener`, called from a thread, as `subscribe` can be."""
+
+    def add(self, channel: str) -> float:
+        began = perf_counter()
+        asyncio.run_coroutine_threadsafe(self.conn.add_listener(channel, print), self.loop).result()
+        return perf_counter() - began
+
+
 class AsyncpgListen(Asyncpg):
     """asyncpg-listen's NotificationListener."""
 
@@ -246,3 +255,4 @@ READERS: dict[str, type[Any]] = {
     "asyncpg-listen": AsyncpgListen,
     "0.0.10": Old,
 }
+CHANGERS = READERS | {"asyncpg from a thread": AsyncpgFromThread}  # and one that differs in changes only
