@@ -20,7 +20,9 @@ from typing import Any
 import psutil
 import psycopg
 
+from . import plots
 from .hosts import Fleet
+from .report import rounded
 
 FLEETS = (0, 2, 10, 20, 50, 100, 200)
 RATES = ((1, 1), (10, 1), (100, 1), (1_000, 1), (10, 100))  # commits a second, notifications in each
@@ -161,11 +163,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.fleet")
     parser.add_argument("--dsn")
     parser.add_argument("--most", type=int, default=FLEETS[-1], help="processes (200)")
+    parser.add_argument("--out", type=Path, help="a folder for the results and the plots")
     options = parser.parse_args()
     from tests.faults.servers import Server as Own
 
     with Own({"max_connections": 300, "fsync": "on"}) if options.dsn is None else nullcontext() as own:
-        print(json.dumps(results(Server(options.dsn or own.dsn), options.most)))
+        found = rounded(results(Server(options.dsn or own.dsn), options.most))
+    if options.out is not None:
+        (options.out / f"fleet-{found['version'].split('.')[0][:2]}.json").write_text(json.dumps(found) + "\n")
+        plots.fleet([json.loads(f.read_text()) for f in sorted(options.out.glob("fleet-*.json"))], options.out)
 
 
 if __name__ == "__main__":

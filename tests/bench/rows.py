@@ -11,6 +11,7 @@ from .readers import READERS
 ALL = tuple(READERS)
 OURS, BASE, ASYNCPG, OLD = "ours", "psycopg", "asyncpg", "0.0.10"
 FROM_THREAD = "asyncpg from a thread"
+DECODERS = ("ours, orjson", "ours, msgspec")
 STREAM = "ours, stream"
 COUNTS = (10, 100, 1_000, 10_000)
 SIZES = (10, 100, 1_000, 4_000, 7_900)
@@ -47,6 +48,7 @@ def experiments(quick: bool) -> list[Experiment]:
     result = [
         Experiment("rows", "throughput", {"payload": PAYLOADS["rows"], "count": many}, ALL),
         Experiment("integers", "throughput", {"payload": PAYLOADS["integers"], "count": many}, ALL),
+        Experiment("decoders", "throughput", {"payload": PAYLOADS["rows"], "count": many}, (OURS, *DECODERS)),
         Experiment("latency", "latency", {"count": 50 if quick else 1_000}, ALL),
         Experiment("change", "change", {"count": 10 if quick else 100}, (OURS, ASYNCPG, FROM_THREAD, OLD)),
         Experiment("idle", "idle", {"seconds": 0.3 if quick else 3}, ALL),
@@ -76,6 +78,18 @@ def rows(quick: bool) -> list[Row]:
             "rate",
             "/s",
             against={("rows", BASE): (least, 0.85), ("rows", OLD): (least, 6.0)},
+        ),
+        *(
+            Row(
+                f"the same with {name.split()[1]}",
+                "decoders",
+                "rate",
+                "/s",
+                None,
+                {("decoders", OURS): (least, 1)},
+                name,
+            )
+            for name in DECODERS
         ),
         Row("throughput, integers", "integers", "rate", "/s", against={("integers", BASE): (least, 0.85)}),
         Row("latency p50", "latency", "p50", "µs", against={("latency", BASE): (most, 1.4)}),
