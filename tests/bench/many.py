@@ -21,12 +21,14 @@ def streams(dsn: str, reader: str, streams: int, count: int) -> dict[str, float]
     async def read(stream: Any) -> None:
         async for event in stream:
             counter(event.payload)
+            if counter.full.is_set():
+                heard.set()
 
     async def main() -> dict[str, float]:
         from pgnotifier import AsyncNotifier
 
-        nonlocal counter
-        channel = new_channel()
+        nonlocal counter, heard
+        channel, heard = new_channel(), asyncio.Event()
         async with AsyncNotifier(dsn) as notifier, AsyncExitStack() as stack:
             await (await stack.enter_async_context(notifier.listen(channel))).get(LIMIT)  # `Listening`
             before, began = memory(), perf_counter()
@@ -41,17 +43,17 @@ def streams(dsn: str, reader: str, streams: int, count: int) -> dict[str, float]
             async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as sender:
                 for k in range(count):
                     counter = Counter(streams)
+                    heard.clear()
                     at = perf_counter()
                     await sender.execute("select pg_notify(%s, %s)", (channel, str(k)))
-                    while not counter.full.is_set():
-                        await asyncio.sleep(0)
+                    await asyncio.wait_for(heard.wait(), LIMIT)
                     times.append((counter.last - at) / streams * 1e6)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return {"opening": opening, "kib": kib, "us": median(times)}
 
-    counter = Counter(1)
+    counter, heard = Counter(1), asyncio.Event()
     return asyncio.run(main())
 
 
