@@ -8,13 +8,14 @@ from __future__ import annotations
 from _thread import allocate_lock
 from collections.abc import Callable
 from math import inf
+from threading import get_ident, main_thread
 from time import monotonic
 from typing import Any
 
 LONGEST = 1_000_000.0  # seconds that anything waits, eleven days: `poll` takes no more than 2**31 milliseconds
 
-# If a signal comes just before a blocking call, CPython runs its handler only after that call returns. So threads
-# wait in slices: short at first, up to 30 s later.
+# If a signal comes just before a blocking call, CPython runs its handler only after that call returns. So the
+# main thread waits in slices: short at first, up to 30 s later.
 FIRST_SLICE, LONGEST_SLICE = 0.01, 30.0  # seconds
 
 
@@ -50,7 +51,8 @@ class Bell:
         waiter.acquire()
         self._waiters.append(waiter)
         try:
-            seconds, deadline = FIRST_SLICE, inf if timeout is None else monotonic() + timeout
+            seconds = FIRST_SLICE if get_ident() == main_thread().ident else LONGEST_SLICE
+            deadline = inf if timeout is None else monotonic() + timeout
             while not condition():
                 left = deadline - monotonic()
                 if left <= 0:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import psycopg
 
 from .process import memory, peak
-from .readers import READERS
+from .readers import EVERY
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120.0  # seconds for anything to arrive
@@ -69,7 +69,7 @@ def throughput(dsn: str, reader: str, payload: str, count: int, bursts: int = 3)
     counter = Counter(1)
     target: list[Callable[[Any], None]] = [counter]
     before = memory()
-    r = READERS[reader](dsn, channel, lambda payload: target[0](payload))
+    r = EVERY[reader](dsn, channel, lambda payload: target[0](payload))
     idle = memory()
     try:
         with psycopg.connect(dsn, autocommit=True) as sender:
@@ -96,7 +96,7 @@ def latency(dsn: str, reader: str, count: int, gap: float = 0.002) -> dict[str, 
         delays.append((perf_counter() - float(payload)) * 1e6)
         counter(payload)
 
-    r = READERS[reader](dsn, channel, fn)
+    r = EVERY[reader](dsn, channel, fn)
     try:
         arguments = [sys.executable, "-m", f"{__package__}.sender", dsn, channel, str(count), str(gap)]
         folder = ROOT if __package__ == "tests.bench" else ROOT / "tests"

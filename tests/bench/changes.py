@@ -12,12 +12,13 @@ import psycopg
 
 from .bursts import LIMIT, Counter, new_channel
 from .process import memory
-from .readers import READERS, Ours
+from .readers import EVERY, READERS
+from .threaded import Ours
 
 
 def change(dsn: str, reader: str, count: int, gap: float = 0.002) -> dict[str, float]:
     """One more channel: milliseconds, with a pause between (as programs do) and back to back."""
-    r = READERS[reader](dsn, new_channel(), print)
+    r = EVERY[reader](dsn, new_channel(), print)
     try:
         paused, hot = [], []
         for n in range(count):

@@ -9,13 +9,13 @@ from importlib.metadata import version
 
 from .measures import MEASURES
 from .process import reference
-from .readers import READERS
+from .readers import EVERY
 
 
 def main(measure: str, dsn: str, reader: str, arguments: str) -> None:
     speed = reference()
     result = MEASURES[measure](dsn, reader, **json.loads(arguments))
-    result["versions"] = {name: version(name) for name in READERS[reader].packages}
+    result["versions"] = {name: version(name) for name in EVERY[reader].packages}
     result["reference_us"] = speed
     print(json.dumps(result), flush=True)
     os._exit(0)

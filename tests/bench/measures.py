@@ -9,6 +9,7 @@ from typing import Any
 from .bursts import latency, new_channel, throughput
 from .changes import change, fanout, growth
 from .layers import layers
+from .many import notifiers, streams
 from .process import import_time, wakeups
 from .readers import READERS
 
@@ -29,5 +30,6 @@ def idle(dsn: str, reader: str, seconds: float) -> dict[str, float]:
 
 
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (throughput, latency, change, growth, fanout, idle, import_time, layers)
+    f.__name__: f
+    for f in (throughput, latency, change, growth, fanout, streams, notifiers, idle, import_time, layers)
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from .charts import bars, lines
 from .report import spread, values
@@ -47,6 +48,24 @@ def all_plots(results: Results) -> dict[str, str]:
 def write(results: Results, folder: Path) -> None:
     for name, svg in all_plots(results).items():
         (folder / f"{name}.svg").write_text(svg)
+
+
+def fleet(runs: list[dict[str, Any]], folder: Path) -> None:
+    """Two plots of what `fleet` measured, one run for each version of PostgreSQL."""
+    cost: dict[str, list[tuple[float, float]]] = {}
+    limit: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        version = f"PostgreSQL {run['version'].split('.')[0][:2]}"
+        for kind, name in (("together", "all hear it"), ("apart", "one hears it")):
+            found = [one for one in run[kind] if one["hosts"]]
+            cost[f"{version}, {name}"] = [(one["hosts"], one["commit_us"]) for one in found]
+            limit[f"{version}, {name}"] = [(one["hosts"], one["commits"]) for one in found]
+        cost[f"{version}, streams of one session"] = [(one["streams"], one["commit_us"]) for one in run["streams"]]
+    x_title = "listening processes, each with a session"
+    title = "CPU that a notifying commit takes in the server"
+    (folder / "fleet-cost.svg").write_text(lines(title, x_title, "microseconds", cost))
+    title = "Notifying commits a second, at most"
+    (folder / "fleet-limit.svg").write_text(lines(title, x_title, "commits a second", limit))
 
 
 def _grown(results: Results, experiment: str, reader: str, metric: str) -> list[tuple[float, float]]:

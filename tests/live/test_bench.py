@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import bursts, changes, layers, measures, plots, process, report, rows, trace
+from bench import bursts, changes, layers, many, measures, plots, process, report, rows, trace
 from bench.readers import READERS
 
 TINY: list[tuple[str, dict[str, Any]]] = [
@@ -34,6 +34,13 @@ def test_changes(server: str) -> None:
     assert {"setup", "subscribe", "mute_channels", "mute_subscriber", "message"} <= grown.keys()
     assert changes.fanout(server, "ours", 20, 2)["us"] > 0
     assert process.import_time(server, "ours")["ms"] > 0
+
+
+def test_many(server: str) -> None:
+    assert many.streams(server, "ours", 5, 2)["us"] > 0
+    found = many.notifiers(server, "ours", 3, 2)
+    assert found["ms"] > 0
+    assert found["threads"] >= 1
 
 
 def test_layers(server: str) -> None:
@@ -63,7 +70,9 @@ def test_report() -> None:
     results = {e.name: {r: [one, one] for r in e.readers} for e in rows.experiments(True)}
     about = {"python": "3", "postgresql": "18", "system": "x", "cores": "2"}
     text = report.text(results, rows.rows(True), about)
-    assert text.count("| yes |") + text.count("| **no** |") >= len(rows.rows(True))
+    limited = [row for row in rows.rows(True) if row.most is not None or row.against]
+    assert text.count("| yes |") + text.count("| **no** |") >= len(limited)
+    assert all(f"| {row.title} | 2 {row.unit} |" in text for row in rows.rows(True))
     assert set(READERS) <= {line.split(" | ")[0].strip("| ") for line in text.splitlines()}
     json.dumps(report.rounded(results))
     drawn = plots.all_plots(results)

@@ -102,6 +102,8 @@ class Pull:
                     if payload is FAILED:
                         continue
                 return tuple.__new__(Notification, (run.channel, payload, run.notifications[place][2]))
+            if hand is None and not self.has_news:
+                return None
             dispatcher, calls = self._notifier._delivery()
             if dispatcher.lock._is_owned():  # by code that a signal handler or finalizer has interrupted
                 return None
