@@ -102,10 +102,9 @@ class Pull:
                     if payload is FAILED:
                         continue
                 return tuple.__new__(Notification, (run.channel, payload, run.notifications[place][2]))
-            if hand is None and not self.has_news:
-                return None
             dispatcher, calls = self._notifier._delivery()
-            if dispatcher.lock._is_owned():  # by code that a signal handler or finalizer has interrupted
+            # Nothing waits, or a signal handler or finalizer has interrupted the code that holds the lock.
+            if (hand is None and not self.has_news) or dispatcher.lock._is_owned():
                 return None
             with dispatcher.lock:
                 event = self._take(dispatcher, calls, hand)
@@ -254,8 +253,7 @@ class Stream(Keyed):
 
     def subscription(self, latest: bool) -> Subscription:
         """Return its subscription, for the registry."""
-        called = self.bell.called
-        return Subscription(called, False, called, latest, pulled=self.bell)
+        return Subscription(self.bell.called, False, self.bell.called, latest, pulled=self.bell)
 
     def closing(self, reg: Registry) -> Step:
         """Return `reg` without the stream: a step."""
