@@ -47,6 +47,7 @@ class Server:
         with psycopg.connect(dsn, autocommit=True) as conn:
             conn.execute("create table if not exists bench_fleet (n int)")
             self.version = str(conn.info.parameter_status("server_version"))
+            self.major = conn.info.server_version // 10_000
             parent = psutil.Process(conn.info.backend_pid).parent()
         assert parent is not None
         self.postmaster = parent
@@ -82,7 +83,7 @@ class Server:
 
 
 def settle(fleet: Fleet, wanted: int) -> tuple[list[float], float, bool]:
-    """Wait until all calls were made, or none came for a while: the latencies, the CPU, and whether all came."""
+    """Wait until all calls were made, `PATIENCE` seconds at most: the latencies, the CPU, and whether all were."""
     taken, cpu = fleet.report()
     deadline = perf_counter() + PATIENCE
     while len(taken) < wanted and perf_counter() < deadline:
@@ -127,9 +128,10 @@ def paced(server: Server, fleet: Fleet, rate: int, batch: int) -> dict[str, Any]
     }
 
 
-def measure(server: Server, kind: str, hosts: int, streams: int = 1) -> dict[str, Any]:
-    with Fleet(server.dsn, hosts, streams, apart=kind == "apart") as fleet:
-        found: dict[str, Any] = {"kind": kind, "hosts": hosts, "streams": streams}
+def measure(server: Server, kind: str, hosts: int, subscribers: int = 1) -> dict[str, Any]:
+    """One fleet at every pace and without one. `kind` "apart": only the first host listens to what is sent."""
+    with Fleet(server.dsn, hosts, subscribers, apart=kind == "apart") as fleet:
+        found: dict[str, Any] = {"kind": kind, "hosts": hosts, "subscribers": subscribers}
         found["paced"] = [paced(server, fleet, *pace) for pace in RATES if hosts]
         before = server.cpu()
         found["commits"] = server.commits(NOTIFY, WRITERS)
@@ -152,9 +154,10 @@ def results(server: Server, most: int) -> dict[str, Any]:
     fleets = [n for n in FLEETS if n <= most]
     return {
         "version": server.version,
+        "major": server.major,
         "together": [measure(server, "together", n) for n in fleets],
         "apart": [measure(server, "apart", n) for n in fleets if n],
-        "streams": [measure(server, "streams", 1, n) for n in fleets if n],
+        "shared": [measure(server, "shared", 1, n) for n in fleets if n],
         "lock": [locked(server, writers) for writers in (1, 4, 16)],
     }
 
@@ -170,7 +173,7 @@ def main() -> None:
     with Own({"max_connections": 300, "fsync": "on"}) if options.dsn is None else nullcontext() as own:
         found = rounded(results(Server(options.dsn or own.dsn), options.most))
     if options.out is not None:
-        (options.out / f"fleet-{found['version'].split('.')[0][:2]}.json").write_text(json.dumps(found) + "\n")
+        (options.out / f"fleet-{found['major']}.json").write_text(json.dumps(found) + "\n")
         plots.fleet([json.loads(f.read_text()) for f in sorted(options.out.glob("fleet-*.json"))], options.out)
 
 

@@ -13,12 +13,12 @@ LIMIT = 60.0  # seconds for a process to listen, or to hear what was sent
 
 
 class Host:
-    """One process that listens to `channel` with `streams` subscribers, all on one session."""
+    """One process that listens to `channel` with so many subscribers, all on one session."""
 
-    def __init__(self, dsn: str, channel: str, streams: int) -> None:
+    def __init__(self, dsn: str, channel: str, subscribers: int) -> None:
         context = mp.get_context("fork")  # a fork shares the memory of the interpreter and of the modules
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=serve, args=(there, dsn, channel, streams), daemon=True)
+        self.process = context.Process(target=serve, args=(there, dsn, channel, subscribers), daemon=True)
         self.process.start()
 
     def receive(self) -> Any:
@@ -32,7 +32,7 @@ class Host:
         self.pipe.close()
 
 
-def serve(pipe: Connection, dsn: str, channel: str, streams: int) -> None:
+def serve(pipe: Connection, dsn: str, channel: str, subscribers: int) -> None:
     """Listen, and answer each message with the latencies (ms) and the CPU (s) since the last one."""
     taken: list[float] = []
 
@@ -40,7 +40,7 @@ def serve(pipe: Connection, dsn: str, channel: str, streams: int) -> None:
         taken.append((perf_counter() - payload) * 1e3)
 
     with pgnotifier.Notifier(dsn, autostart=False) as notifier:
-        for k in range(streams):
+        for k in range(subscribers):
             notifier.subscribe(k, channel, heard, autorun=False)
         notifier.start()
         began = process_time()
@@ -56,10 +56,10 @@ def serve(pipe: Connection, dsn: str, channel: str, streams: int) -> None:
 class Fleet:
     """`count` hosts that listen; with `apart` each but the first to a channel to which nobody sends."""
 
-    def __init__(self, dsn: str, count: int, streams: int = 1, apart: bool = False) -> None:
-        self.hosts = [Host(dsn, f"fleet-{k}" if apart and k else "fleet", streams) for k in range(count)]
+    def __init__(self, dsn: str, count: int, subscribers: int = 1, apart: bool = False) -> None:
+        self.hosts = [Host(dsn, f"fleet-{k}" if apart and k else "fleet", subscribers) for k in range(count)]
         self.hearers = self.hosts[:1] if apart else self.hosts
-        self.calls = len(self.hearers) * streams  # of one notification
+        self.calls = len(self.hearers) * subscribers  # of one notification
         for host in self.hosts:
             host.receive()
 

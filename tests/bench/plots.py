@@ -55,13 +55,15 @@ def fleet(runs: list[dict[str, Any]], folder: Path) -> None:
     cost: dict[str, list[tuple[float, float]]] = {}
     limit: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        version = f"PostgreSQL {run['version'].split('.')[0][:2]}"
+        version = f"PostgreSQL {run['major']}"
         for kind, name in (("together", "all hear it"), ("apart", "one hears it")):
             found = [one for one in run[kind] if one["hosts"]]
             cost[f"{version}, {name}"] = [(one["hosts"], one["commit_us"]) for one in found]
             limit[f"{version}, {name}"] = [(one["hosts"], one["commits"]) for one in found]
-        cost[f"{version}, streams of one session"] = [(one["streams"], one["commit_us"]) for one in run["streams"]]
-    x_title = "listening processes, each with a session"
+        cost[f"{version}, subscribers of one session"] = [
+            (one["subscribers"], one["commit_us"]) for one in run["shared"]
+        ]
+    x_title = "listening sessions, or subscribers of one"
     title = "CPU that a notifying commit takes in the server"
     (folder / "fleet-cost.svg").write_text(lines(title, x_title, "microseconds", cost))
     title = "Notifying commits a second, at most"

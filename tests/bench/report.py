@@ -82,7 +82,9 @@ def text(results: Results, table: list[Row], about: dict[str, str]) -> str:
         mine = values(results, row.experiment, row.reader, row.metric)
         for number, (ratio, limit, reached) in enumerate(judged(results, row)):
             first = (row.title, f"{short(median(mine))} {row.unit}") if not number else ("", "")
-            lines.append(f"| {' | '.join((*first, ratio, limit, 'yes' if reached else '**no**'))} |")
+            lines.append(
+                f"| {' | '.join((*first, ratio, limit, ('yes' if reached else '**no**') if limit else ''))} |"
+            )
     for part in (SPEED, COSTS):
         lines += ["", *_readers(results, part)]
     lines += ["", *_layers(results), "", _versions(results, about)]

@@ -72,7 +72,9 @@ def test_report() -> None:
     text = report.text(results, rows.rows(True), about)
     limited = [row for row in rows.rows(True) if row.most is not None or row.against]
     assert text.count("| yes |") + text.count("| **no** |") >= len(limited)
-    assert all(f"| {row.title} | 2 {row.unit} |" in text for row in rows.rows(True))
+    for row in rows.rows(True):
+        assert f"| {row.title} | 2 {row.unit} |" in text
+        assert (f"| {row.title} | 2 {row.unit} |  |  |  |" in text) is (row not in limited)  # judged by no limit
     assert set(READERS) <= {line.split(" | ")[0].strip("| ") for line in text.splitlines()}
     json.dumps(report.rounded(results))
     drawn = plots.all_plots(results)
@@ -81,3 +83,22 @@ def test_report() -> None:
     assert ">psycopg async</text>" in drawn["throughput"]
     assert ">message</text>" in drawn["channels"]
     assert plots.all_plots({}).keys() == drawn.keys()  # nothing was measured
+
+
+FLEET = """
+import json, sys
+from tests.bench import fleet
+fleet.RATES, fleet.SECONDS, fleet.BURST = ((50, 1), (10, 10)), 0.2, 0.1
+server = fleet.Server(sys.argv[1])
+print(json.dumps([fleet.measure(server, "apart", 2), fleet.measure(server, "shared", 1, 3), fleet.locked(server, 2)]))
+"""
+
+
+def test_fleet(server: str) -> None:
+    """In a process of its own, for it forks."""
+    command = [sys.executable, "-c", FLEET, server]
+    text = subprocess.run(command, cwd=bursts.ROOT, check=True, capture_output=True, text=True, timeout=100).stdout
+    apart, shared, locked = json.loads(text.splitlines()[-1])
+    assert all(pace["arrival_p50_ms"] > 0 for pace in apart["paced"])
+    assert (shared["hosts"], shared["subscribers"]) == (1, 3)
+    assert min(apart["commits"], shared["commits"], locked["silent"], locked["notifying"]) > 0

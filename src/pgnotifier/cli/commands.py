@@ -197,7 +197,7 @@ def notify(dsn: str, channel: str, payload: str, terminal: Terminal) -> None:
 
 
 def diagnose(dsn: str, terminal: Terminal, *, json: bool = False) -> int:
-    """Write every check as it is done (`json`: one object a line). Return 1 if one has failed, else 0."""
+    """Print the result of each check at once (`json`: one object a line). Return 1 if a check has failed, else 0."""
     counts = {"ok": 0, "warning": 0, "failed": 0}
     with terminal.waiting(lambda: "checking ..."):
         for check in examine(dsn):

@@ -35,7 +35,7 @@ _CURES = [
     (r"does not support SSL", "use sslmode=prefer, or switch ssl on in the server's configuration"),
 ]
 
-# Errors that waiting does not mend. A translated text is not recognised: the library waits in vain.
+# Errors that stay however long one waits. If the server translates the text, the library waits until the limit.
 _LASTING = re.compile(
     r"authentication failed|no password supplied|does not exist|pg_hba\.conf|not permitted to log in"
     r"|permission denied|support SSL|certificate|invalid|unrecognized",

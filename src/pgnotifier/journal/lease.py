@@ -1,4 +1,7 @@
-"""The lease by which one process of a name is active (guarantee 18), renewed on a separate connection."""
+"""The lease: the process that holds it is the active one of its consumer name (guarantee 18).
+
+A separate connection renews it.
+"""
 
 from __future__ import annotations
 
